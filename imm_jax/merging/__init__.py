@@ -30,15 +30,6 @@ A transform of one's own is a function of one tensor::
 """
 
 from imm_jax.merging.fisher import diagonal_fisher
-from imm_jax.merging.geometric import (
-    arcee_fusion,
-    karcher,
-    model_stock,
-    multislerp,
-    nuslerp,
-    sce,
-    slerp,
-)
 from imm_jax.merging.kth import kth_largest
 from imm_jax.merging.merge import merge_params
 from imm_jax.merging.methods import (
@@ -58,7 +49,6 @@ from imm_jax.merging.methods import (
     wise_ft,
 )
 from imm_jax.merging.protocol import (
-    Piece,
     TaskVectors,
     Tensor,
     Transform,
@@ -67,19 +57,24 @@ from imm_jax.merging.protocol import (
     transform,
 )
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
+from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
+from imm_jax.merging.spherical import karcher, model_stock, multislerp, nuslerp, slerp
+from imm_jax.merging.statistics import Largest, Ranks, Totals
 from imm_jax.merging.table import METHODS, Method, merge_models
 from imm_jax.merging.transforms import cast, clip, elect_sign, masked, normalize_weights, scale
 from imm_jax.merging.weights import LayerWeights, Ramp, gradient, ramp
 
 __all__ = [
     "METHODS",
+    "Largest",
     "LayerWeights",
     "Method",
-    "Piece",
     "Ramp",
+    "Ranks",
     "TaskVectors",
     "Tensor",
+    "Totals",
     "Transform",
     "arcee_fusion",
     "bernoulli",
@@ -118,10 +113,12 @@ __all__ = [
     "random_bits",
     "scale",
     "sce",
+    "select_by_variance",
     "slerp",
     "task_arithmetic",
     "ties",
     "transform",
     "trim",
+    "weigh_by_energy",
     "wise_ft",
 ]

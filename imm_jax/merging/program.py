@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from imm_jax.merging import exact
+from imm_jax.merging import exact, statistics
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
-from imm_jax.merging.protocol import Chain, Piece, TaskVectors, Tensor
+from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform
 from imm_jax.merging.random_bits import fold_path
+from imm_jax.merging.statistics import Measure, Piece, Totals
 
 
 class Inputs(NamedTuple):
@@ -112,10 +113,11 @@ def _compile_measures(leaves: tuple[Leaf, ...], transforms: Chain) -> Callable:
                 continue
             before = transforms[: len(shared)]
             pieces = [
-                _whole_leaf(leaf, before, x, key, place, shared)
+                _whole_leaf(leaf, before, item, x, key, place, shared)
                 for leaf, x, place in zip(leaves, inputs, places, strict=True)
+                if item.includes is None or item.includes(_tensor_of(leaf))
             ]
-            shared.append(item.measure(pieces))
+            shared.append(statistics.take(item.measure, pieces) if pieces else None)
         return shared
 
     return jax.jit(measure)
@@ -134,11 +136,13 @@ def _run(
     shared: list,
     local: list,
     finish: Callable[[Work], Any],
+    one_by_one: bool = False,
 ) -> Any:
     """Applies ``finish`` to the tensor of a leaf, or to each of the layers that it stacks.
 
     ``shared`` has the statistics of the whole model and ``local`` those of the leaf's tensors, each
-    with one entry (or None) for each transform.
+    with one entry (or None) for each transform. ``one_by_one`` visits layers one after another, for
+    a ``finish`` that sums: both layouts then sum in the same order.
     """
     wide = exact.compute_dtype(leaf.dtype)
 
@@ -169,8 +173,9 @@ def _run(
     layers = jnp.arange(leaf.num_layers, dtype=jnp.uint32)
     weights = _per_layer(inputs.weights, leaf.num_layers)
     arguments = (inputs._replace(weights=weights), layers, local)
-    if any(item.one_by_one for item in transforms):
-        return jax.lax.map(lambda xs: one(*xs), arguments)
+    if one_by_one or any(item.reach != "element" for item in transforms):
+        # The barrier keeps conversions in the loop, or all layers would be in memory converted.
+        return jax.lax.map(lambda xs: one(*jax.lax.optimization_barrier(xs)), arguments)
     return jax.vmap(one)(*arguments)
 
 
@@ -189,34 +194,39 @@ def _measure_tensors(
             local.append(None)
             continue
         before, finish = transforms[: len(local)], functools.partial(_measure_one, item.measure)
-        local.append(_run(leaf, before, inputs, key, place, shared, local, finish))
+        alone = item.reach != "element" or isinstance(item.measure, Totals)
+        local.append(_run(leaf, before, inputs, key, place, shared, local, finish, alone))
     return local
 
 
-def _measure_one(measure: Callable, work: Work) -> Any:
+def _measure_one(measure: Measure, work: Work) -> Any:
     base, tuned, _ = work.inputs
-    return measure([Piece(work.tensor, work.vectors, base.size, len(tuned))])
+    values = lambda after=None: measure.values(work.vectors(after), work.tensor)
+    return statistics.take(measure, [Piece(values, work.tensor, base.size, len(tuned))])
 
 
 def _whole_leaf(
-    leaf: Leaf, transforms: Chain, inputs: Inputs, key: Array | None, place: Place, shared: list
+    leaf: Leaf,
+    transforms: Chain,
+    item: Transform,
+    inputs: Inputs,
+    key: Array | None,
+    place: Place,
+    shared: list,
 ) -> Piece:
-    """A leaf as one piece of a measure over the whole model; layers stay stacked."""
+    """A leaf as one piece of what ``item`` measures over the whole model; layers stay stacked."""
     local = _measure_tensors(leaf, transforms, inputs, key, place, shared)
-    base = inputs.base.astype(exact.compute_dtype(leaf.dtype))
-    tensor = Tensor(leaf.path, leaf.layer, base, None, leaf.leaf_path)
 
-    def vectors(after: Array | None = None) -> TaskVectors:
-        finish = lambda work: work.vectors(after)
-        found = _run(leaf, transforms, inputs, key, place, shared, local, finish)
-        return found._replace(weights=_beside_stack(found.weights, base.ndim))
+    def values(after: Array | None = None) -> Any:
+        finish = lambda work: item.measure.values(work.vectors(after), work.tensor)
+        return _run(leaf, transforms, inputs, key, place, shared, local, finish)
 
-    return Piece(tensor, vectors, inputs.base.size, len(inputs.tuned))
+    return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned))
 
 
-def _beside_stack(weights: tuple[Double, ...], ndim: int) -> tuple[Double, ...]:
-    """Weights that are one number for each layer, with as many axes as the stack of layers."""
-    return jax.tree.map(lambda w: w.reshape(-1, *[1] * (ndim - 1)) if w.ndim == 1 else w, weights)
+def _tensor_of(leaf: Leaf) -> Tensor:
+    """A leaf's names, for questions that need no arrays."""
+    return Tensor(leaf.path, leaf.layer, None, None, leaf.leaf_path)
 
 
 def _add_up(work: Work) -> Array:

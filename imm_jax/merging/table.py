@@ -8,7 +8,7 @@ import jax
 from jax import Array
 
 from imm_jax.errors import InputError, nearest
-from imm_jax.merging import geometric, methods
+from imm_jax.merging import methods, selective, spherical
 from imm_jax.merging.merge import merge_params
 from imm_jax.merging.protocol import Chain, Transform
 from imm_jax.merging.weights import Weight, weight_sum_is_zero
@@ -93,40 +93,40 @@ METHODS: dict[str, Method] = {
         parameters=CRUMBS,
     ),
     "slerp": Method(
-        build=geometric.slerp,
+        build=spherical.slerp,
         summary="along the arc from the base to a model",
         models=PAIR,
         weight="t",
         default_weight=None,
     ),
     "nuslerp": Method(
-        build=geometric.nuslerp,
+        build=spherical.nuslerp,
         summary="along the arc between two models",
         parameters={"nuslerp_flatten": True, "nuslerp_row_wise": False},
         base="optional",
         models=(2, 2),
     ),
     "multislerp": Method(
-        build=geometric.multislerp,
+        build=spherical.multislerp,
         summary="weighted mean on the sphere, in one tangent space",
-        parameters={"normalize_weights": True, "eps": geometric.TINY},
+        parameters={"normalize_weights": True, "eps": spherical.TINY},
         base="optional",
     ),
     "karcher": Method(
-        build=geometric.karcher,
+        build=spherical.karcher,
         summary="Karcher mean on the sphere",
         parameters={"max_iter": 10, "tol": 1e-5},
         base="unused",
     ),
     "model_stock": Method(
-        build=geometric.model_stock,
+        build=spherical.model_stock,
         summary="towards the models' mean as far as their angle justifies",
         parameters={"filter_wise": False},
         models=(2, None),
         weight=None,
     ),
     "sce": Method(
-        build=geometric.sce,
+        build=selective.sce,
         summary="select by variance, weigh by energy, erase minority signs",
         parameters={"select_topk": 1.0},
         weight=None,
@@ -139,7 +139,7 @@ METHODS: dict[str, Method] = {
         weight=None,
     ),
     "arcee_fusion": Method(
-        build=geometric.arcee_fusion,
+        build=selective.arcee_fusion,
         summary="take over the elements of a model that stand out",
         models=PAIR,
         weight=None,
