@@ -193,16 +193,19 @@ def _measure_tensors(
         if item.measure is None or item.scope == "model":
             local.append(None)
             continue
-        before, finish = transforms[: len(local)], functools.partial(_measure_one, item.measure)
+        before, finish = (
+            transforms[: len(local)],
+            functools.partial(_measure_one, item.measure, leaf.one_device),
+        )
         alone = item.reach != "element" or isinstance(item.measure, Totals)
         local.append(_run(leaf, before, inputs, key, place, shared, local, finish, alone))
     return local
 
 
-def _measure_one(measure: Measure, work: Work) -> Any:
+def _measure_one(measure: Measure, one_device: bool, work: Work) -> Any:
     base, tuned, _ = work.inputs
     values = lambda after=None: measure.values(work.vectors(after), work.tensor)
-    return statistics.take(measure, [Piece(values, work.tensor, base.size, len(tuned))])
+    return statistics.take(measure, [Piece(values, work.tensor, base.size, len(tuned), one_device)])
 
 
 def _whole_leaf(
@@ -221,7 +224,7 @@ def _whole_leaf(
         finish = lambda work: item.measure.values(work.vectors(after), work.tensor)
         return _run(leaf, transforms, inputs, key, place, shared, local, finish)
 
-    return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned))
+    return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned), leaf.one_device)
 
 
 def _tensor_of(leaf: Leaf) -> Tensor:

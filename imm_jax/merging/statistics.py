@@ -74,13 +74,15 @@ class Piece(NamedTuple):
     """One tensor, or a stack of them, as a measure sees it.
 
     ``values(after)`` computes its values. Calling it anew in each pass of a loop, with a value of
-    that pass as ``after``, keeps them out of memory.
+    that pass as ``after``, keeps them out of memory. ``one_device`` says that its arrays are known
+    to be on one.
     """
 
     values: Callable[..., Any]
     tensor: Any
     size: int
     models: int
+    one_device: bool = False
 
 
 def take(measure: Measure, pieces: Sequence[Piece]) -> Any:
@@ -89,23 +91,16 @@ def take(measure: Measure, pieces: Sequence[Piece]) -> Any:
 
 
 def _take_totals(measure: Totals, pieces: Sequence[Piece]) -> Any:
-    sums = [jax.tree.map(_sum, piece.values()) for piece in pieces]
+    sums = [
+        jax.tree.map(lambda x, p=piece: _sum(x, p.one_device), piece.values()) for piece in pieces
+    ]
     if len(sums) > 1:
         sums = [jax.tree.map(lambda *parts: sum(p.astype(jnp.float32) for p in parts), *sums)]
     return measure.finish(sums[0], sum(piece.size for piece in pieces))
 
 
-def _sum(x: Array) -> Array:
-    return count_true(x) if x.dtype == bool else total(unfused(x))
-
-
-def unfused(x: Array) -> Array:
-    """``x`` as it is, but a compiler cannot join its last product with the sum it goes into.
-
-    It might do so in one program and not in another, and the same layer would have two sums.
-    """
-    most = jnp.finfo(x.dtype).max
-    return jnp.clip(x, -most, most)
+def _sum(x: Array, in_order: bool) -> Array:
+    return count_true(x) if x.dtype == bool else total(x, in_order)
 
 
 def _take_largest(measure: Largest, pieces: Sequence[Piece]) -> Array:
