@@ -6,7 +6,6 @@ transform measures over the whole model comes from one more program, which only 
 """
 
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from imm_jax.merging import exact, statistics
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform
-from imm_jax.merging.random_bits import fold_path
+from imm_jax.merging.random_bits import fold_path, hash_path
 from imm_jax.merging.statistics import Measure, Piece, Totals
 
 
@@ -35,10 +34,15 @@ class Inputs(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a leaf stands, as numbers: its path's hash, and its layer's number (0 without one)."""
+    """Where a leaf stands, as numbers.
+
+    Its path's hash, its layer's number (0 without one), and, where it is a part of a tensor, the
+    position of its first element.
+    """
 
     path_hash: Any
     layer: Any
+    start: Any = 0
 
 
 class Work(NamedTuple):
@@ -61,16 +65,14 @@ def run_all(
     if not leaves:
         return []
     once = any(item.once for item in transforms)
-    places = [
-        Place(np.uint32(zlib.crc32(x.path.encode())), np.uint32(x.layer or 0)) for x in leaves
-    ]
+    places = [Place(hash_path(x.path), np.uint32(x.layer or 0)) for x in leaves]
     shared: list = [None] * len(transforms)
     if any(item.measure is not None and item.scope == "model" for item in transforms):
         compiled = (_compile_measures if once else _measures_once)(tuple(leaves), transforms)
         shared = compiled(list(inputs), key, places)
     results = []
     for leaf, x, place in zip(leaves, inputs, places, strict=True):
-        kind = _kind(leaf, transforms)
+        kind = kind_of(leaf, transforms)
         program = (_compile_leaf if once else _leaf_once)(
             kind, transforms, _sharding(x.base), donate
         )
@@ -78,7 +80,7 @@ def run_all(
     return results
 
 
-def _kind(leaf: Leaf, transforms: Chain) -> Leaf:
+def kind_of(leaf: Leaf, transforms: Chain) -> Leaf:
     """The leaf without what its program does not depend on."""
     layer = leaf.layer if leaf.layer is None else 0
     path = "" if all(item.same_everywhere for item in transforms) else leaf.path
@@ -97,7 +99,8 @@ def _compile_leaf(leaf: Leaf, transforms: Chain, sharding: Any, donate: str | No
     def merge(base, first, others, weights, key, place, shared):
         inputs = Inputs(base, (first, *others), weights)
         local = _measure_tensors(leaf, transforms, inputs, key, place, shared)
-        return _run(leaf, transforms, inputs, key, place, shared, local, _add_up)
+        finish = functools.partial(add_up, leaf.dtype)
+        return run(leaf, transforms, inputs, key, place, shared, local, finish)
 
     donated = {None: (), "base": (0,), "tuned": (1,)}[donate]
     options = {} if sharding is None else {"out_shardings": sharding}
@@ -127,7 +130,7 @@ _leaf_once = functools.lru_cache(maxsize=1024)(_compile_leaf)
 _measures_once = functools.lru_cache(maxsize=64)(_compile_measures)
 
 
-def _run(
+def run(
     leaf: Leaf,
     transforms: Chain,
     inputs: Inputs,
@@ -148,7 +151,8 @@ def _run(
 
     def one(inputs: Inputs, layer: Array | None, local: list) -> Any:
         keyed = None if key is None else fold_path(key, place.path_hash, layer)
-        tensor = Tensor(leaf.path, layer, inputs.base.astype(wide), keyed, leaf.leaf_path)
+        base = inputs.base.astype(wide)
+        tensor = Tensor(leaf.path, layer, base, keyed, leaf.leaf_path, place.start)
 
         def vectors(after: Array | None = None) -> TaskVectors:
             base, tuned = inputs.base, inputs.tuned
@@ -198,7 +202,7 @@ def _measure_tensors(
             functools.partial(_measure_one, item.measure, leaf.one_device),
         )
         alone = item.reach != "element" or isinstance(item.measure, Totals)
-        local.append(_run(leaf, before, inputs, key, place, shared, local, finish, alone))
+        local.append(run(leaf, before, inputs, key, place, shared, local, finish, alone))
     return local
 
 
@@ -222,7 +226,7 @@ def _whole_leaf(
 
     def values(after: Array | None = None) -> Any:
         finish = lambda work: item.measure.values(work.vectors(after), work.tensor)
-        return _run(leaf, transforms, inputs, key, place, shared, local, finish)
+        return run(leaf, transforms, inputs, key, place, shared, local, finish)
 
     return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned), leaf.one_device)
 
@@ -232,12 +236,12 @@ def _tensor_of(leaf: Leaf) -> Tensor:
     return Tensor(leaf.path, leaf.layer, None, None, leaf.leaf_path)
 
 
-def _add_up(work: Work) -> Array:
-    """The merged tensor."""
+def add_up(dtype: Any, work: Work) -> Array:
+    """The merged tensor, rounded once to ``dtype``."""
     (base, tuned, weights), vectors = work.inputs, work.vectors()
-    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, base.dtype)
+    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, dtype)
     unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in vectors.weights])
-    value = jnp.where(unchanged, base, merged)
+    value = jnp.where(unchanged, base.astype(dtype), merged)
     if len(tuned) == 1 and work.untouched:
-        value = jnp.where(weights[0].hi == 1, tuned[0].astype(base.dtype), value)
+        value = jnp.where(weights[0].hi == 1, tuned[0].astype(dtype), value)
     return exact.with_gradient_of(merged, value)

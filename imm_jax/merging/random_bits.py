@@ -24,9 +24,14 @@ def fold_path(key: Array, path: str | int | Array, layer: int | Array | None) ->
 
     The path is hashed with CRC-32, which is the same on every machine and in every Python.
     """
-    hashed = np.uint32(zlib.crc32(path.encode())) if isinstance(path, str) else path
+    hashed = hash_path(path) if isinstance(path, str) else path
     key = jax.random.fold_in(key, hashed)
     return key if layer is None else jax.random.fold_in(key, layer)
+
+
+def hash_path(path: str) -> np.uint32:
+    """CRC-32 of a path, as :func:`fold_path` uses it."""
+    return np.uint32(zlib.crc32(path.encode()))
 
 
 def random_bits(key: Array, shape: tuple[int, ...], start: int | Array = 0) -> Array:
