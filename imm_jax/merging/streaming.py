@@ -267,7 +267,6 @@ def _values(measure: Any, work: Any, size: Array) -> Any:
         x = jnp.where(inside, x.reshape(-1), jnp.zeros((), x.dtype))
         if x.dtype == bool:
             x = x.astype(jnp.uint32)
-        groups = PARTIAL if x.size % PARTIAL == 0 else 1
-        return jnp.sum(x.reshape(groups, -1), 0)
+        return jnp.sum(x.reshape(-1, PARTIAL if x.size % PARTIAL == 0 else 1), 1)
 
     return jax.tree.map(partial_sums, values)
