@@ -141,9 +141,17 @@ def check_values(recipe: Recipe) -> None:
         scopes += [source.parameters for source in part.sources]
         conditions = (c for settings in scopes for cs in settings.values() for c in cs)
         if all(condition.filter is None for condition in conditions):
-            # Every merge has tensors at both ends: outside the layers, and in the last one.
-            for t in (0.0, 1.0):
+            for t in _ends(recipe, part):
                 resolve(recipe, part, "all tensors", ["all tensors"] * len(part.sources), t)
+
+
+def _ends(recipe: Recipe, part: Slice) -> tuple[float, ...]:
+    """The depths at which a slice has tensors for sure: its first and its last layer's."""
+    layers = part.sources[0].layer_range
+    alone = layers is not None and layers[1] - layers[0] == 1
+    # What lies outside the layers, at 0, belongs to the first slice or to the last one.
+    inner = part is not recipe.slices[0] and part is not recipe.slices[-1]
+    return (1.0,) if alone and inner else (0.0, 1.0)
 
 
 def notes(recipe: Recipe) -> tuple[str, ...]:

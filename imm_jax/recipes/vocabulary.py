@@ -185,7 +185,7 @@ def _fill(
     count = has.sum(axis=0)
     fill = np.where(count == 1, has.argmax(axis=0), MEAN)
     if base in models:
-        fill[(count > 1) & has[models.index(base)]] = models.index(base)
+        fill[has[models.index(base)]] = models.index(base)
     fill[count == 0] = ZERO
     fill[~used] = PADDING
     donor_rows = np.where(fill >= 0, rows[np.maximum(fill, 0), np.arange(len(fill))], ABSENT)

@@ -143,10 +143,10 @@ modules:
     slices:
       - sources:
           - {model: a, layer_range: [0, 4], parameters: {weight: [{filter: q_proj, value: 1}]}}
-          - {model: d, layer_range: [1, 5]}
+          - {model: d, layer_range: [1, 5], parameters: {weight: [{filter: layers.2., value: 7}]}}
         parameters: {weight: [{filter: down_proj, value: 2}]}
     parameters: {weight: [{filter: embed, value: 3}]}
-parameters: {weight: 4, normalize: [{filter: norm, value: false}]}
+parameters: {weight: 4, normalize: [{filter: norm, value: 0}, {filter: layers.3., value: 0}]}
 """,
     "nuslerp": """
 merge_method: nuslerp

@@ -69,6 +69,7 @@ def save_folders(folder: Path) -> None:
         core.add_tokens([AddedToken(token, normalized=False) for token in added])
         assert core.get_vocab() == {token: i for i, token in enumerate(tokens)}
         roles = {"unk_token": "<unk>", "pad_token": special[-1]}
+        roles["extra_special_tokens"] = special[1:-1]
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **roles)
         tokenizer.save_pretrained(folder / name)
         sizes = {"hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1}

@@ -182,3 +182,16 @@ def test_a_gradient_of_whole_numbers_that_gives_none(tmp_path):
         InputError, match=r"parameters.max_iter: 1.5 for x, expected a whole number"
     ):
         resolve(recipe, recipe.slices[0], "x", "xx", 0.5)
+
+
+def test_a_layer_alone_has_the_last_depth_only(tmp_path):
+    """Weights that would sum to 0 at a depth that does not occur are no mistake."""
+    one = "sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]"
+    inner = one.replace("b, ", "b, parameters: {weight: [-1, 1]}, ")
+    text = "merge_method: linear\nparameters: {weight: 1}\nslices:\n"
+    path = tmp_path / "merge.yaml"
+    path.write_text(text + "".join(f"  - {{{s}}}\n" for s in (one, inner, one)))
+    assert len(load_recipe(path).slices) == 3
+    path.write_text(text + "".join(f"  - {{{s}}}\n" for s in (one, one, inner)))
+    with pytest.raises(InputError, match="sum to 0"):
+        load_recipe(path)
