@@ -16,6 +16,8 @@ Weights differ by layer and by path::
 
     merging.LayerWeights(merging.ramp(0.2, 0.8), default=0.5, patterns={"*/bias": 0.0})
 
+
+
 Methods are known by name too, with mergekit's parameters::
 
     merging.merge_models("dare_ties", [math, code], base=base, weight=[0.5, 0.5], density=0.6,
@@ -56,9 +58,11 @@ from imm_jax.merging.protocol import (
     map_deltas,
     transform,
 )
+from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
 from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
+from imm_jax.merging.spectral import iso_c, tsv
 from imm_jax.merging.spherical import karcher, model_stock, multislerp, nuslerp, slerp
 from imm_jax.merging.statistics import Largest, Ranks, Totals
 from imm_jax.merging.table import METHODS, Method, merge_models
@@ -96,6 +100,7 @@ __all__ = [
     "fisher",
     "fold_path",
     "gradient",
+    "iso_c",
     "karcher",
     "kth_largest",
     "linear",
@@ -109,7 +114,9 @@ __all__ = [
     "normalize_weights",
     "nuslerp",
     "passthrough",
+    "ram",
     "ramp",
+    "ramplus_tl",
     "random_bits",
     "scale",
     "sce",
@@ -119,6 +126,7 @@ __all__ = [
     "ties",
     "transform",
     "trim",
+    "tsv",
     "weigh_by_energy",
     "wise_ft",
 ]
