@@ -17,6 +17,7 @@ Weights differ by layer and by path::
     merging.LayerWeights(merging.ramp(0.2, 0.8), default=0.5, patterns={"*/bias": 0.0})
 
 
+    merging.regmean([math, code], grams)                              # Gram matrices of inputs
 
 Methods are known by name too, with mergekit's parameters::
 
@@ -60,6 +61,7 @@ from imm_jax.merging.protocol import (
 )
 from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
+from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
 from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
 from imm_jax.merging.spectral import iso_c, tsv
@@ -87,6 +89,7 @@ __all__ = [
     "cast",
     "chain",
     "clip",
+    "collect_grams",
     "dare_linear",
     "dare_ties",
     "della",
@@ -100,6 +103,8 @@ __all__ = [
     "fisher",
     "fold_path",
     "gradient",
+    "gram",
+    "gram_sums",
     "iso_c",
     "karcher",
     "kth_largest",
@@ -118,6 +123,7 @@ __all__ = [
     "ramp",
     "ramplus_tl",
     "random_bits",
+    "regmean",
     "scale",
     "sce",
     "select_by_variance",
