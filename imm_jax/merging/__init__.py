@@ -18,6 +18,7 @@ Weights differ by layer and by path::
 
 
     merging.regmean([math, code], grams)                              # Gram matrices of inputs
+    merging.adamerging(logits_fn, base, [math, code], batches, steps=500)
 
 Methods are known by name too, with mergekit's parameters::
 
@@ -32,6 +33,7 @@ A transform of one's own is a function of one tensor::
             lambda d, tensor: jnp.sign(d) * jnp.maximum(jnp.abs(d) - amount, 0))
 """
 
+from imm_jax.merging.adamerging import adamerging, mean_entropy
 from imm_jax.merging.fisher import diagonal_fisher
 from imm_jax.merging.kth import kth_largest
 from imm_jax.merging.merge import merge_params
@@ -82,6 +84,7 @@ __all__ = [
     "Tensor",
     "Totals",
     "Transform",
+    "adamerging",
     "arcee_fusion",
     "bernoulli",
     "breadcrumbs",
@@ -111,6 +114,7 @@ __all__ = [
     "linear",
     "map_deltas",
     "masked",
+    "mean_entropy",
     "merge_models",
     "merge_params",
     "model_stock",
