@@ -16,9 +16,11 @@ Weights differ by layer and by path::
 
     merging.LayerWeights(merging.ramp(0.2, 0.8), default=0.5, patterns={"*/bias": 0.0})
 
+Methods that look at data find their own weights::
 
     merging.regmean([math, code], grams)                              # Gram matrices of inputs
     merging.adamerging(logits_fn, base, [math, code], batches, steps=500)
+    merging.greedy_soup(models, score)                                # held-out score
 
 Methods are known by name too, with mergekit's parameters::
 
@@ -65,6 +67,7 @@ from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
 from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
 from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
+from imm_jax.merging.soup import Soup, greedy_soup
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
 from imm_jax.merging.spectral import iso_c, tsv
 from imm_jax.merging.spherical import karcher, model_stock, multislerp, nuslerp, slerp
@@ -80,6 +83,7 @@ __all__ = [
     "Method",
     "Ramp",
     "Ranks",
+    "Soup",
     "TaskVectors",
     "Tensor",
     "Totals",
@@ -108,6 +112,7 @@ __all__ = [
     "gradient",
     "gram",
     "gram_sums",
+    "greedy_soup",
     "iso_c",
     "karcher",
     "kth_largest",
