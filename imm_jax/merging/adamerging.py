@@ -69,7 +69,7 @@ def adamerging(
       steps: how many steps (the authors: 500).
       init: every weight at the start.
       per_layer: a weight for each model and layer, with one more for each model's parameters
-        outside layers; False: one for each model.
+        outside layers (the authors' code has one for each tensor); False: one for each model.
       bounds: weights are kept in this range after every step, as in the authors' code; None: free.
       optimizer: default ``optax.adam(1e-3)``, the paper's.
       mask: ``mask(batch) -> bool [...]``, which rows of the logits count (padding does not).
