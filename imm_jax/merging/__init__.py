@@ -16,6 +16,12 @@ Weights differ by layer and by path::
 
     merging.LayerWeights(merging.ramp(0.2, 0.8), default=0.5, patterns={"*/bias": 0.0})
 
+Methods that look at data find their own weights::
+
+    merging.regmean([math, code], grams)                              # Gram matrices of inputs
+    merging.adamerging(logits_fn, base, [math, code], batches, steps=500)
+    merging.greedy_soup(models, score)                                # held-out score
+
 Methods are known by name too, with mergekit's parameters::
 
     merging.merge_models("dare_ties", [math, code], base=base, weight=[0.5, 0.5], density=0.6,
@@ -29,6 +35,7 @@ A transform of one's own is a function of one tensor::
             lambda d, tensor: jnp.sign(d) * jnp.maximum(jnp.abs(d) - amount, 0))
 """
 
+from imm_jax.merging.adamerging import adamerging, mean_entropy
 from imm_jax.merging.fisher import diagonal_fisher
 from imm_jax.merging.kth import kth_largest
 from imm_jax.merging.merge import merge_params
@@ -56,9 +63,13 @@ from imm_jax.merging.protocol import (
     map_deltas,
     transform,
 )
+from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
+from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
 from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
+from imm_jax.merging.soup import Soup, greedy_soup
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
+from imm_jax.merging.spectral import iso_c, tsv
 from imm_jax.merging.spherical import karcher, model_stock, multislerp, nuslerp, slerp
 from imm_jax.merging.statistics import Largest, Ranks, Totals
 from imm_jax.merging.table import METHODS, Method, merge_models
@@ -72,10 +83,12 @@ __all__ = [
     "Method",
     "Ramp",
     "Ranks",
+    "Soup",
     "TaskVectors",
     "Tensor",
     "Totals",
     "Transform",
+    "adamerging",
     "arcee_fusion",
     "bernoulli",
     "breadcrumbs",
@@ -83,6 +96,7 @@ __all__ = [
     "cast",
     "chain",
     "clip",
+    "collect_grams",
     "dare_linear",
     "dare_ties",
     "della",
@@ -96,11 +110,16 @@ __all__ = [
     "fisher",
     "fold_path",
     "gradient",
+    "gram",
+    "gram_sums",
+    "greedy_soup",
+    "iso_c",
     "karcher",
     "kth_largest",
     "linear",
     "map_deltas",
     "masked",
+    "mean_entropy",
     "merge_models",
     "merge_params",
     "model_stock",
@@ -109,8 +128,11 @@ __all__ = [
     "normalize_weights",
     "nuslerp",
     "passthrough",
+    "ram",
     "ramp",
+    "ramplus_tl",
     "random_bits",
+    "regmean",
     "scale",
     "sce",
     "select_by_variance",
@@ -119,6 +141,7 @@ __all__ = [
     "ties",
     "transform",
     "trim",
+    "tsv",
     "weigh_by_energy",
     "wise_ft",
 ]
