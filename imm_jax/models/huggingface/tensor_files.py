@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,6 +182,24 @@ def write_tensors(
     Raises:
       OSError: the file cannot be written.
     """
+
+    def pieces() -> Iterator[list[np.ndarray]]:
+        for tensor, value in zip(plan, values, strict=True):
+            if value.shape != tensor.shape:
+                raise AssertionError(f"{tensor.name}: planned {tensor}, got {value.shape}")
+            yield [np.ascontiguousarray(value).reshape(-1)]
+
+    write_pieces(path, plan, pieces())
+
+
+def write_pieces(
+    path: str | os.PathLike, plan: list[Planned], tensors: Iterable[Iterable[np.ndarray]]
+) -> None:
+    """Writes a safetensors file whose tensors come in consecutive 1-D pieces.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in plan:
@@ -195,9 +213,13 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor, value in zip(plan, values, strict=True):
-            if value.shape != tensor.shape or value.dtype != tensor.dtype:
-                raise AssertionError(f"{tensor.name}: planned {tensor}, got {value.shape}")
-            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        for tensor, pieces in zip(plan, tensors, strict=True):
+            written = 0
+            for piece in pieces:
+                if piece.dtype != tensor.dtype:
+                    raise AssertionError(f"{tensor.name}: planned {tensor}, got {piece.dtype}")
+                written += file.write(piece.view(np.uint8).data)
+            if written != tensor.nbytes:
+                raise AssertionError(f"{tensor.name}: planned {tensor}, got {written} bytes")
         file.flush()
         os.fsync(file.fileno())

@@ -1,0 +1,117 @@
+"""Model folders as they lie on disk: configuration, tensors by name, layers by number."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imm_jax.errors import InputError
+from imm_jax.models.huggingface.tensor_files import DTYPES, Entry, TensorReader
+from imm_jax.models.huggingface.weight_names import BUFFERS
+from imm_jax.models.huggingface.weights import CONFIG, find_tensors, read_json
+from imm_jax.models.sources import ResolvedModel, resolve
+from imm_jax.recipes.types import Model
+
+LAYER = re.compile(r"(.*?\b(?:layers|h|blocks)\.)(\d+)(\..+)")  # of the text model
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A model folder.
+
+    Attributes:
+      model: what the recipe calls it.
+      resolved: where it is.
+      config: what ``config.json`` holds.
+      tensors: where each tensor lies.
+      reader: views of them.
+      layers: how many layers the tensors' names count.
+    """
+
+    model: Model
+    resolved: ResolvedModel
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Entry]
+    reader: TensorReader
+    layers: int
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return self.resolved.path
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding serves as the head."""
+        text = self.config.get("text_config") or {}
+        return bool(self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+
+    def flat(self, name: str) -> np.ndarray:
+        """A tensor's elements as a view of its file, 1-D."""
+        return self.reader[name].reshape(-1)
+
+
+def open_checkpoint(model: Model) -> Checkpoint:
+    """Finds a model and reads its configuration and the headers of its weight files.
+
+    Raises:
+      InputError: it is not found, is no folder of safetensors, or a file is damaged.
+    """
+    resolved = resolve(model.source, revision=model.revision)
+    if resolved.kind != "folder":
+        raise InputError(
+            f"{model}: a GGUF file, expected a model folder with safetensors "
+            f"(imm-jax convert {model} FOLDER makes one)"
+        )
+    tensors = {
+        name: entry
+        for name, entry in find_tensors(resolved.path).items()
+        if not name.endswith(BUFFERS)
+    }
+    for name, entry in tensors.items():
+        if entry.dtype in ("F64", "F8_E4M3", "F8_E5M2"):
+            raise InputError(
+                f"{entry.file}: tensor {name} is stored as {entry.dtype}, which is not supported; "
+                f"expected one of {', '.join(DTYPES)}"
+            )
+    found = [int(match[2]) for match in map(LAYER.fullmatch, tensors) if match]
+    return Checkpoint(
+        model=model,
+        resolved=resolved,
+        config=read_json(resolved.path / CONFIG),
+        tensors=tensors,
+        reader=TensorReader(tensors),
+        layers=max(found) + 1 if found else 0,
+    )
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor's first axis is the vocabulary."""
+    return name.endswith((*EMBEDDINGS, *HEADS))
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor belongs to the output head."""
+    return name.endswith(HEADS)
+
+
+def find_embedding(checkpoint: Checkpoint) -> str | None:
+    """The name of the embedding, where it has one of the usual names."""
+    return next((name for name in checkpoint.tensors if name.endswith(EMBEDDINGS)), None)
+
+
+def layer_of(name: str) -> tuple[int, str] | None:
+    """A layer tensor's number, and its name with ``{}`` in place of it."""
+    match = LAYER.fullmatch(name)
+    return (int(match[2]), f"{match[1]}{{}}{match[3]}") if match else None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Up to three names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

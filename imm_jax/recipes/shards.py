@@ -1,0 +1,133 @@
+"""The weights of a merged model: shards beside the final folder, taken up again after a kill."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imm_jax.errors import InputError
+from imm_jax.files import PART, atomic_write
+from imm_jax.models.huggingface.tensor_files import Planned, read_header, write_pieces
+from imm_jax.models.huggingface.weights import INDEX, WEIGHTS
+
+LOCK, PLAN = ".lock", ".plan.json"
+
+
+class Shard(NamedTuple):
+    """One file of weights: its name, and its tensors in the order in which they are written."""
+
+    file: str
+    tensors: list[Planned]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def cut(tensors: Sequence[Planned], limit: float) -> list[Shard]:
+    """Distributes tensors over files of at most ``limit`` bytes, unless one alone is larger."""
+    groups: list[list[Planned]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if groups[-1] and size + tensor.nbytes > limit:
+            groups.append([])
+            size = 0
+        size += tensor.nbytes
+        groups[-1].append(tensor)
+    stem, ending = WEIGHTS.rsplit(".", 1)
+    count = len(groups)
+    names = [f"{stem}-{n:05d}-of-{count:05d}.{ending}" for n in range(1, count + 1)]
+    # Wider types first, so that every tensor is aligned.
+    return [
+        Shard(WEIGHTS if count == 1 else name, sorted(group, key=lambda t: -t.dtype.itemsize))
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+@contextmanager
+def unfinished(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
+    """Yields the folder beside ``folder`` that becomes it when the block ends without error.
+
+    What a killed process with an equal ``plan`` left there is kept; anything else there is deleted.
+    An error in the block deletes it, an interrupt keeps it.
+
+    Raises:
+      InputError: another process is at it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}{PART}"
+    beside.mkdir(exist_ok=True)
+    with open(beside / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is writing it") from None
+        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        text = json.dumps({"plan": digest}) + "\n"
+        if not (beside / PLAN).is_file() or (beside / PLAN).read_text() != text:
+            for path in beside.iterdir():
+                if path.name != LOCK:
+                    path.unlink()
+            atomic_write(beside / PLAN, text)
+        try:
+            yield beside
+            for name in (PLAN, LOCK):
+                (beside / name).unlink()
+            if folder.is_dir():
+                folder.rmdir()  # an empty one, as the caller has checked
+            os.rename(beside, folder)
+        except (InputError, OSError):
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def write_shards(
+    folder: Path,
+    shards: Sequence[Shard],
+    pieces: Callable[[str], Iterable[np.ndarray]],
+    finished: Callable[[int], None],
+) -> None:
+    """Writes the shards that ``folder`` does not have yet, then their index.
+
+    Args:
+      folder: where.
+      shards: what :func:`cut` made.
+      pieces: makes the tensor of a name, as consecutive 1-D pieces.
+      finished: told the bytes of shards that are there already.
+    """
+    for shard in shards:
+        path = folder / shard.file
+        if path.is_file():
+            read_header(path)  # whole, or an InputError says what is wrong with it
+            finished(shard.nbytes)
+            continue
+        beside = folder / (shard.file + PART)
+        write_pieces(beside, shard.tensors, (pieces(tensor.name) for tensor in shard.tensors))
+        os.rename(beside, path)
+    if len(shards) > 1:
+        where = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
+        total = sum(shard.nbytes for shard in shards)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        atomic_write(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def require_room(folder: Path, shards: Sequence[Shard]) -> None:
+    """Refuses a merge that the disk has no room for.
+
+    Raises:
+      InputError: with the bytes needed and free.
+    """
+    parent = next(up for up in Path(os.path.abspath(folder)).parents if up.is_dir())
+    beside = folder.parent / f".{folder.name}{PART}"
+    there = sum(path.stat().st_size for path in beside.glob("*")) if beside.is_dir() else 0
+    needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(parent).free + there
+    if needed > free:
+        raise InputError(f"{folder}: needs {needed:,} bytes, and the disk has {free:,}")
