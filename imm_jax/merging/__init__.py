@@ -16,6 +16,13 @@ Weights differ by layer and by path::
 
     merging.LayerWeights(merging.ramp(0.2, 0.8), default=0.5, patterns={"*/bias": 0.0})
 
+Weights that score best are found by evolution::
+
+    found = merging.search(
+        merging.merge_objective(score, base, tuned),
+        merging.LayerWeights([merging.Interval(0, 1)] * 4, default=merging.Interval(0, 1)),
+        budget=200)
+
 Methods are known by name too, with mergekit's parameters::
 
     merging.merge_models("dare_ties", [math, code], base=base, weight=[0.5, 0.5], density=0.6,
@@ -67,6 +74,8 @@ from imm_jax.merging.protocol import (
     transform,
 )
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
+from imm_jax.merging.search import SearchResult, merge_objective, search
+from imm_jax.merging.search_space import Interval
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
 from imm_jax.merging.table import METHODS, Method, merge_models
 from imm_jax.merging.transforms import cast, clip, elect_sign, masked, normalize_weights, scale
@@ -74,10 +83,12 @@ from imm_jax.merging.weights import LayerWeights, Ramp, gradient, ramp
 
 __all__ = [
     "METHODS",
+    "Interval",
     "LayerWeights",
     "Method",
     "Piece",
     "Ramp",
+    "SearchResult",
     "TaskVectors",
     "Tensor",
     "Transform",
@@ -107,6 +118,7 @@ __all__ = [
     "map_deltas",
     "masked",
     "merge_models",
+    "merge_objective",
     "merge_params",
     "model_stock",
     "multislerp",
@@ -118,6 +130,7 @@ __all__ = [
     "random_bits",
     "scale",
     "sce",
+    "search",
     "slerp",
     "task_arithmetic",
     "ties",
