@@ -114,12 +114,12 @@ def test_a_larger_budget_goes_on_and_a_smaller_one_takes_the_beginning(whole, tm
 def test_the_record_decides_where_another_machine_would_have_drawn_otherwise(whole, tmp_path):
     found, data, batched = whole
     lines = data.splitlines(keepends=True)
-    row = json.loads(lines[1])
-    row["candidate"][0] = 0.75  # as if its linear algebra had come to something else
+    # as if its linear algebra had come to something else
+    row = {"candidate": [0.75, 0.0, 0.0], "score": -0.01}
     path = tmp_path / "moved.jsonl"
     path.write_bytes(lines[0] + json.dumps(row).encode() + b"\n" + b"".join(lines[2:9]))
     again = search(hill, SPACE, path=path, batched=batched, **SETTINGS)
-    assert again.candidates[0, 0] == 0.75 and again.scores[0] == row["score"]
+    assert again.candidates[0].tolist() == row["candidate"] and again.scores[0] == -0.01
     np.testing.assert_array_equal(again.candidates[1:6], found.candidates[1:6])
     assert not np.array_equal(again.candidates[8:], found.candidates[8:])
 
