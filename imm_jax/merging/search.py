@@ -142,8 +142,6 @@ def search(
             points = np.stack([optimizer.ask() for _ in range(population)])
             drawn = known.start + known.spread * points
             generation = kept[len(rows) : len(rows) + population]
-            for i, row in enumerate(generation):
-                drawn[i] = row.candidate
             progress.update(len(generation))
             values = known.to_float32(drawn)
             while len(generation) < population:

@@ -94,6 +94,18 @@ def test_a_batched_search_compiles_one_program():
     assert len(found.scores) == 60 and len(compiled) == len(traced) == 1
 
 
+def test_arrays_that_an_objective_holds_are_arguments_of_the_program():
+    held = []
+
+    def score(own, params):
+        held.append(isinstance(own, jax.core.Tracer))
+        return jnp.sum(own) + jnp.sum(params["final_norm"]["scale"])
+
+    objective = merge_objective(jax.tree_util.Partial(score, np.ones(2)), BASE, TUNED)
+    search(objective, SPACE, budget=8, batched=True)
+    assert held == [True]
+
+
 def test_an_objective_is_the_score_of_the_merge():
     options = {"transform": merging.drop_and_rescale(0.5), "key": jax.random.key(5)}
     objective = merge_objective(SCORE, BASE, [TUNED, BASE], **options)
@@ -152,6 +164,10 @@ def test_scores_that_are_not_finite_are_the_worst():
     over = found.candidates[:, 0] >= 0.5
     assert over.sum() > 5 and np.all(found.scores[over] == -np.inf)
     assert np.all(np.isfinite(found.scores[~over])) and abs(found.weights - 0.3) < 1e-2
+    mostly = lambda x: parabola(x) if x < 0.45 else np.nan
+    with np.errstate(invalid="raise"):
+        found = search(mostly, Interval(0, 1, spread=0.1), budget=120, population=6)
+    assert abs(found.weights - 0.3) < 1e-2 and np.sum(found.scores[:6] == -np.inf) >= 3
     with pytest.raises(InputError, match="none of the first 4 scores is finite"):
         search(lambda x: jnp.nan * x, Interval(0, 1), budget=400)
 
