@@ -23,6 +23,12 @@ Weights that score best are found by evolution::
         merging.LayerWeights([merging.Interval(0, 1)] * 4, default=merging.Interval(0, 1)),
         budget=200)
 
+Methods that look at data find their own weights::
+
+    merging.regmean([math, code], grams)                              # Gram matrices of inputs
+    merging.adamerging(logits_fn, base, [math, code], batches, steps=500)
+    merging.greedy_soup(models, score)                                # held-out score
+
 Methods are known by name too, with mergekit's parameters::
 
     merging.merge_models("dare_ties", [math, code], base=base, weight=[0.5, 0.5], density=0.6,
@@ -36,16 +42,8 @@ A transform of one's own is a function of one tensor::
             lambda d, tensor: jnp.sign(d) * jnp.maximum(jnp.abs(d) - amount, 0))
 """
 
+from imm_jax.merging.adamerging import adamerging, mean_entropy
 from imm_jax.merging.fisher import diagonal_fisher
-from imm_jax.merging.geometric import (
-    arcee_fusion,
-    karcher,
-    model_stock,
-    multislerp,
-    nuslerp,
-    sce,
-    slerp,
-)
 from imm_jax.merging.kth import kth_largest
 from imm_jax.merging.merge import merge_params
 from imm_jax.merging.methods import (
@@ -65,7 +63,6 @@ from imm_jax.merging.methods import (
     wise_ft,
 )
 from imm_jax.merging.protocol import (
-    Piece,
     TaskVectors,
     Tensor,
     Transform,
@@ -73,10 +70,17 @@ from imm_jax.merging.protocol import (
     map_deltas,
     transform,
 )
+from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
+from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
 from imm_jax.merging.search import SearchResult, merge_objective, search
 from imm_jax.merging.search_space import Interval
+from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
+from imm_jax.merging.soup import Soup, greedy_soup
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
+from imm_jax.merging.spectral import iso_c, tsv
+from imm_jax.merging.spherical import karcher, model_stock, multislerp, nuslerp, slerp
+from imm_jax.merging.statistics import Largest, Ranks, Totals
 from imm_jax.merging.table import METHODS, Method, merge_models
 from imm_jax.merging.transforms import cast, clip, elect_sign, masked, normalize_weights, scale
 from imm_jax.merging.weights import LayerWeights, Ramp, gradient, ramp
@@ -84,14 +88,18 @@ from imm_jax.merging.weights import LayerWeights, Ramp, gradient, ramp
 __all__ = [
     "METHODS",
     "Interval",
+    "Largest",
     "LayerWeights",
     "Method",
-    "Piece",
     "Ramp",
+    "Ranks",
     "SearchResult",
+    "Soup",
     "TaskVectors",
     "Tensor",
+    "Totals",
     "Transform",
+    "adamerging",
     "arcee_fusion",
     "bernoulli",
     "breadcrumbs",
@@ -99,6 +107,7 @@ __all__ = [
     "cast",
     "chain",
     "clip",
+    "collect_grams",
     "dare_linear",
     "dare_ties",
     "della",
@@ -112,11 +121,16 @@ __all__ = [
     "fisher",
     "fold_path",
     "gradient",
+    "gram",
+    "gram_sums",
+    "greedy_soup",
+    "iso_c",
     "karcher",
     "kth_largest",
     "linear",
     "map_deltas",
     "masked",
+    "mean_entropy",
     "merge_models",
     "merge_objective",
     "merge_params",
@@ -126,15 +140,21 @@ __all__ = [
     "normalize_weights",
     "nuslerp",
     "passthrough",
+    "ram",
     "ramp",
+    "ramplus_tl",
     "random_bits",
+    "regmean",
     "scale",
     "sce",
     "search",
+    "select_by_variance",
     "slerp",
     "task_arithmetic",
     "ties",
     "transform",
     "trim",
+    "tsv",
+    "weigh_by_energy",
     "wise_ft",
 ]

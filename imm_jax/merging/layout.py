@@ -23,6 +23,7 @@ class Leaf(NamedTuple):
       num_layers: how many layers there are, or None outside the layers.
       shape: its shape.
       dtype: its dtype, which the merged leaf keeps.
+      one_device: whether it is known to be on a single device (not while tracing).
     """
 
     leaf_path: str
@@ -32,6 +33,7 @@ class Leaf(NamedTuple):
     num_layers: int | None
     shape: tuple[int, ...]
     dtype: Any
+    one_device: bool = False
 
     @property
     def ndim(self) -> int:
@@ -75,12 +77,17 @@ def describe(
     numbers = [layer for layer, _ in listed.values() if layer is not None]
     num_layers = max(numbers) + 1 if numbers else None
 
+    def array(x: Any) -> tuple:
+        traced = isinstance(x, jax.core.Tracer)
+        alone = not traced and len(getattr(x, "devices", lambda: "1")()) == 1
+        return tuple(x.shape), np.dtype(x.dtype), alone
+
     def leaf(path: str, x: Any) -> Leaf:
         layer, name = listed[path]
         if path in candidates:
-            return Leaf(path, path, None, True, x.shape[0], tuple(x.shape), np.dtype(x.dtype))
+            return Leaf(path, path, None, True, x.shape[0], *array(x))
         depth = None if layer is None else num_layers
-        return Leaf(path, name, layer, False, depth, tuple(x.shape), np.dtype(x.dtype))
+        return Leaf(path, name, layer, False, depth, *array(x))
 
     return [leaf(path, x) for path, x in chosen]
 

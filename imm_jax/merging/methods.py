@@ -16,7 +16,7 @@ from imm_jax.merging.protocol import (
     Tensor,
     Transform,
     chain,
-    shareable,
+    elementwise,
     transform,
 )
 
@@ -33,7 +33,7 @@ def weighted_models() -> Transform:
         base = to_double(tensor.base, tensor.base.dtype)
         return TaskVectors((*vectors.deltas, base), (*vectors.weights, surplus))
 
-    return shareable(apply)
+    return elementwise(apply)
 
 
 def linear(normalize: bool = True) -> Chain:
@@ -177,4 +177,4 @@ def fisher() -> Transform:
         weights = [exact.divide(w, safe) for w in vectors.weights]
         return vectors.with_weights(exact.select(empty, share, w) for w in weights)
 
-    return shareable(apply)
+    return elementwise(apply)

@@ -6,7 +6,6 @@ transform measures over the whole model comes from one more program, which only 
 """
 
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from imm_jax.merging import exact
+from imm_jax.merging import exact, statistics
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
-from imm_jax.merging.protocol import Chain, Piece, TaskVectors, Tensor
-from imm_jax.merging.random_bits import fold_path
+from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform
+from imm_jax.merging.random_bits import fold_path, hash_path
+from imm_jax.merging.statistics import Measure, Piece, Totals
 
 
 class Inputs(NamedTuple):
@@ -34,10 +34,15 @@ class Inputs(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a leaf stands, as numbers: its path's hash, and its layer's number (0 without one)."""
+    """Where a leaf stands, as numbers.
+
+    Its path's hash, its layer's number (0 without one), and, where it is a part of a tensor, the
+    position of its first element.
+    """
 
     path_hash: Any
     layer: Any
+    start: Any = 0
 
 
 class Work(NamedTuple):
@@ -60,16 +65,14 @@ def run_all(
     if not leaves:
         return []
     once = any(item.once for item in transforms)
-    places = [
-        Place(np.uint32(zlib.crc32(x.path.encode())), np.uint32(x.layer or 0)) for x in leaves
-    ]
+    places = [Place(hash_path(x.path), np.uint32(x.layer or 0)) for x in leaves]
     shared: list = [None] * len(transforms)
     if any(item.measure is not None and item.scope == "model" for item in transforms):
         compiled = (_compile_measures if once else _measures_once)(tuple(leaves), transforms)
         shared = compiled(list(inputs), key, places)
     results = []
     for leaf, x, place in zip(leaves, inputs, places, strict=True):
-        kind = _kind(leaf, transforms)
+        kind = kind_of(leaf, transforms)
         program = (_compile_leaf if once else _leaf_once)(
             kind, transforms, _sharding(x.base), donate
         )
@@ -77,7 +80,7 @@ def run_all(
     return results
 
 
-def _kind(leaf: Leaf, transforms: Chain) -> Leaf:
+def kind_of(leaf: Leaf, transforms: Chain) -> Leaf:
     """The leaf without what its program does not depend on."""
     layer = leaf.layer if leaf.layer is None else 0
     path = "" if all(item.same_everywhere for item in transforms) else leaf.path
@@ -96,7 +99,8 @@ def _compile_leaf(leaf: Leaf, transforms: Chain, sharding: Any, donate: str | No
     def merge(base, first, others, weights, key, place, shared):
         inputs = Inputs(base, (first, *others), weights)
         local = _measure_tensors(leaf, transforms, inputs, key, place, shared)
-        return _run(leaf, transforms, inputs, key, place, shared, local, _add_up)
+        finish = functools.partial(add_up, leaf.dtype)
+        return run(leaf, transforms, inputs, key, place, shared, local, finish)
 
     donated = {None: (), "base": (0,), "tuned": (1,)}[donate]
     options = {} if sharding is None else {"out_shardings": sharding}
@@ -112,10 +116,11 @@ def _compile_measures(leaves: tuple[Leaf, ...], transforms: Chain) -> Callable:
                 continue
             before = transforms[: len(shared)]
             pieces = [
-                _whole_leaf(leaf, before, x, key, place, shared)
+                _whole_leaf(leaf, before, item, x, key, place, shared)
                 for leaf, x, place in zip(leaves, inputs, places, strict=True)
+                if item.includes is None or item.includes(_tensor_of(leaf))
             ]
-            shared.append(item.measure(pieces))
+            shared.append(statistics.take(item.measure, pieces) if pieces else None)
         return shared
 
     return jax.jit(measure)
@@ -125,7 +130,7 @@ _leaf_once = functools.lru_cache(maxsize=1024)(_compile_leaf)
 _measures_once = functools.lru_cache(maxsize=64)(_compile_measures)
 
 
-def _run(
+def run(
     leaf: Leaf,
     transforms: Chain,
     inputs: Inputs,
@@ -134,17 +139,20 @@ def _run(
     shared: list,
     local: list,
     finish: Callable[[Work], Any],
+    one_by_one: bool = False,
 ) -> Any:
     """Applies ``finish`` to the tensor of a leaf, or to each of the layers that it stacks.
 
     ``shared`` has the statistics of the whole model and ``local`` those of the leaf's tensors, each
-    with one entry (or None) for each transform.
+    with one entry (or None) for each transform. ``one_by_one`` visits layers one after another, for
+    a ``finish`` that sums: both layouts then sum in the same order.
     """
     wide = exact.compute_dtype(leaf.dtype)
 
     def one(inputs: Inputs, layer: Array | None, local: list) -> Any:
         keyed = None if key is None else fold_path(key, place.path_hash, layer)
-        tensor = Tensor(leaf.path, layer, inputs.base.astype(wide), keyed, leaf.leaf_path)
+        base = inputs.base.astype(wide)
+        tensor = Tensor(leaf.path, layer, base, keyed, leaf.leaf_path, place.start)
 
         def vectors(after: Array | None = None) -> TaskVectors:
             base, tuned = inputs.base, inputs.tuned
@@ -169,8 +177,9 @@ def _run(
     layers = jnp.arange(leaf.num_layers, dtype=jnp.uint32)
     weights = _per_layer(inputs.weights, leaf.num_layers)
     arguments = (inputs._replace(weights=weights), layers, local)
-    if any(item.one_by_one for item in transforms):
-        return jax.lax.map(lambda xs: one(*xs), arguments)
+    if one_by_one or any(item.reach != "element" for item in transforms):
+        # The barrier keeps conversions in the loop, or all layers would be in memory converted.
+        return jax.lax.map(lambda xs: one(*jax.lax.optimization_barrier(xs)), arguments)
     return jax.vmap(one)(*arguments)
 
 
@@ -188,43 +197,51 @@ def _measure_tensors(
         if item.measure is None or item.scope == "model":
             local.append(None)
             continue
-        before, finish = transforms[: len(local)], functools.partial(_measure_one, item.measure)
-        local.append(_run(leaf, before, inputs, key, place, shared, local, finish))
+        before, finish = (
+            transforms[: len(local)],
+            functools.partial(_measure_one, item.measure, leaf.one_device),
+        )
+        alone = item.reach != "element" or isinstance(item.measure, Totals)
+        local.append(run(leaf, before, inputs, key, place, shared, local, finish, alone))
     return local
 
 
-def _measure_one(measure: Callable, work: Work) -> Any:
+def _measure_one(measure: Measure, one_device: bool, work: Work) -> Any:
     base, tuned, _ = work.inputs
-    return measure([Piece(work.tensor, work.vectors, base.size, len(tuned))])
+    values = lambda after=None: measure.values(work.vectors(after), work.tensor)
+    return statistics.take(measure, [Piece(values, work.tensor, base.size, len(tuned), one_device)])
 
 
 def _whole_leaf(
-    leaf: Leaf, transforms: Chain, inputs: Inputs, key: Array | None, place: Place, shared: list
+    leaf: Leaf,
+    transforms: Chain,
+    item: Transform,
+    inputs: Inputs,
+    key: Array | None,
+    place: Place,
+    shared: list,
 ) -> Piece:
-    """A leaf as one piece of a measure over the whole model; layers stay stacked."""
+    """A leaf as one piece of what ``item`` measures over the whole model; layers stay stacked."""
     local = _measure_tensors(leaf, transforms, inputs, key, place, shared)
-    base = inputs.base.astype(exact.compute_dtype(leaf.dtype))
-    tensor = Tensor(leaf.path, leaf.layer, base, None, leaf.leaf_path)
 
-    def vectors(after: Array | None = None) -> TaskVectors:
-        finish = lambda work: work.vectors(after)
-        found = _run(leaf, transforms, inputs, key, place, shared, local, finish)
-        return found._replace(weights=_beside_stack(found.weights, base.ndim))
+    def values(after: Array | None = None) -> Any:
+        finish = lambda work: item.measure.values(work.vectors(after), work.tensor)
+        return run(leaf, transforms, inputs, key, place, shared, local, finish)
 
-    return Piece(tensor, vectors, inputs.base.size, len(inputs.tuned))
+    return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned), leaf.one_device)
 
 
-def _beside_stack(weights: tuple[Double, ...], ndim: int) -> tuple[Double, ...]:
-    """Weights that are one number for each layer, with as many axes as the stack of layers."""
-    return jax.tree.map(lambda w: w.reshape(-1, *[1] * (ndim - 1)) if w.ndim == 1 else w, weights)
+def _tensor_of(leaf: Leaf) -> Tensor:
+    """A leaf's names, for questions that need no arrays."""
+    return Tensor(leaf.path, leaf.layer, None, None, leaf.leaf_path)
 
 
-def _add_up(work: Work) -> Array:
-    """The merged tensor."""
+def add_up(dtype: Any, work: Work) -> Array:
+    """The merged tensor, rounded once to ``dtype``."""
     (base, tuned, weights), vectors = work.inputs, work.vectors()
-    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, base.dtype)
+    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, dtype)
     unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in vectors.weights])
-    value = jnp.where(unchanged, base, merged)
+    value = jnp.where(unchanged, base.astype(dtype), merged)
     if len(tuned) == 1 and work.untouched:
-        value = jnp.where(weights[0].hi == 1, tuned[0].astype(base.dtype), value)
+        value = jnp.where(weights[0].hi == 1, tuned[0].astype(dtype), value)
     return exact.with_gradient_of(merged, value)

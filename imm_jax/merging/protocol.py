@@ -22,6 +22,7 @@ from jax import Array
 
 from imm_jax.errors import InputError
 from imm_jax.merging.exact import Double
+from imm_jax.merging.statistics import Measure
 
 
 class TaskVectors(NamedTuple):
@@ -55,6 +56,7 @@ class Tensor(NamedTuple):
       key: a random key for this transform and this tensor, or None where the merge got none. Fold
         in the model's number for each model.
       leaf_path: the path in the tree as it was given, ``"layers/3/attn/q/kernel"``.
+      start: the position of the first element, where ``base`` is a part of a tensor.
     """
 
     path: str
@@ -62,31 +64,22 @@ class Tensor(NamedTuple):
     base: Array
     key: Array | None
     leaf_path: str
-
-
-class Piece(NamedTuple):
-    """One tensor as a measure sees it: ``vectors(after)`` computes its task vectors.
-
-    Calling it anew in each pass of a loop, with a value of that pass as ``after``, keeps them out
-    of memory. ``size`` is the number of elements.
-    """
-
-    tensor: Tensor
-    vectors: Callable[..., TaskVectors]
-    size: int
-    models: int
+    start: Any = 0
 
 
 class Transform(NamedTuple):
     """A pure function of task vectors, and optionally a statistic it needs beforehand.
 
     Attributes:
-      apply: ``(vectors, tensor, statistic) -> vectors`` for one tensor.
-      measure: ``(pieces) -> statistic``, a pytree of small arrays, or None.
-      scope: ``"tensor"``: measure is called with each tensor alone; ``"model"``: with all at once.
+      apply: ``(vectors, tensor, statistic) -> vectors`` for one tensor, or for a part of it.
+      measure: the statistic: :class:`Totals`, :class:`Largest` or :class:`Ranks` of values that are
+        computed from ``(vectors, tensor)``; or None.
+      scope: ``"tensor"``: measured in each tensor alone; ``"model"``: in all tensors together.
+      reach: what ``apply`` and the measure's values look at besides one element of every model:
+        ``"element"``: nothing, so any part of a tensor will do; ``"row"``: its row along
+        :func:`fan_in_axis`; ``"tensor"``: anything.
+      includes: which tensors the transform is for; others are not measured. None: all.
       random: whether apply uses ``tensor.key``.
-      one_by_one: visit stacked layers one after another. Set it where apply sums over a tensor
-        (so that both layouts sum in the same order) or sorts (so that one layer is in memory).
       name: how it was made, for messages.
       same_everywhere: whether apply and measure never look at the tensor's path, so that leaves of
         equal shape share a compiled program.
@@ -95,10 +88,11 @@ class Transform(NamedTuple):
     """
 
     apply: Callable[[TaskVectors, Tensor, Any], TaskVectors]
-    measure: Callable[[Sequence[Piece]], Any] | None = None
+    measure: Measure | None = None
     scope: str = "tensor"
+    reach: str = "tensor"
+    includes: Callable[[Tensor], bool] | None = None
     random: bool = False
-    one_by_one: bool = False
     name: str = "transform"
     same_everywhere: bool = False
     by_leaf_path: bool = False
@@ -169,7 +163,7 @@ def map_deltas(fn: Callable[[Array, Tensor], Array], **fields: Any) -> Transform
     return Transform(apply, **fields)
 
 
-shareable = functools.partial(Transform, same_everywhere=True)
+elementwise = functools.partial(Transform, same_everywhere=True, reach="element")
 
 
 def for_models(value: Any, models: int, name: str) -> tuple:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from imm_jax.merging.exact import with_gradient_of
+
 FEW = 32
 
 
@@ -33,9 +35,25 @@ def count_true(mask: Array) -> Array:
     )
 
 
-def total(x: Array) -> Array:
-    """The sum of all elements of a floating tensor."""
-    return _in_two_steps(jnp.sum, x)
+def total(x: Array, in_order: bool = False) -> Array:
+    """The sum of all elements of a floating tensor.
+
+    Compilers may reorder sums, and join a product with the sum it goes into, in one program and not
+    in another; then the same layer would have two sums. ``in_order`` keeps them from both: clipping
+    to the largest finite number changes nothing but cannot be moved across a sum. It is for arrays
+    on one device, since partial sums of several cannot be joined this way.
+    """
+    if not in_order:
+        return _in_two_steps(jnp.sum, x)
+    most = jnp.finfo(x.dtype).max
+    within = lambda y: jax.lax.clamp(-most, y, most)
+
+    def reduce(y: Array, axis: int | None) -> Array:
+        axes = range(y.ndim) if axis is None else (axis,)
+        return jax.lax.reduce(y, jnp.zeros((), y.dtype), lambda a, b: within(a + b), axes)
+
+    value = _in_two_steps(reduce, within(jax.lax.stop_gradient(x)))
+    return with_gradient_of(_in_two_steps(jnp.sum, x), value)
 
 
 def largest(x: Array) -> Array:

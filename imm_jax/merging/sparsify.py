@@ -5,27 +5,24 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError
 from imm_jax.merging import exact
 from imm_jax.merging.exact import Double, to_double
-from imm_jax.merging.kth import kth_largest, order_bits
+from imm_jax.merging.kth import order_bits
 from imm_jax.merging.protocol import (
-    Piece,
     TaskVectors,
     Tensor,
     Transform,
+    elementwise,
     fan_in_axis,
     for_models,
     require_share,
-    shareable,
     transform,
 )
 from imm_jax.merging.random_bits import bernoulli
-
-NOTHING = np.int32(0x7FFFFFFF)  # above the bits of every float: a threshold that keeps nothing
+from imm_jax.merging.statistics import Largest, Ranks
 
 
 @transform
@@ -47,19 +44,20 @@ def drop_and_rescale(rate: float | tuple[float, ...] = 0.2, rescale: bool = True
         rates = for_models(rate, len(vectors.deltas), "rate")
         deltas = []
         for i, (delta, p) in enumerate(zip(vectors.deltas, rates, strict=True)):
-            keep = bernoulli(jax.random.fold_in(tensor.key, i), 1 - p, tensor.base.shape)
+            key = jax.random.fold_in(tensor.key, i)
+            keep = bernoulli(key, 1 - p, tensor.base.shape, tensor.start)
             delta = (
                 exact.multiply(delta, to_double(1 / (1 - p), delta.hi.dtype)) if rescale else delta
             )
             deltas.append(exact.select(keep, delta, exact.zeros_like(delta)))
         return vectors.with_deltas(deltas)
 
-    return shareable(apply, random=True)
+    return elementwise(apply, random=True)
 
 
-def magnitudes(piece: Piece) -> Callable[[Array], list[Array]]:
-    """The size of every model's deltas in a piece, for :func:`kth_largest`."""
-    return lambda after: [jnp.abs(d.hi) for d in piece.vectors(after).deltas]
+def magnitudes(vectors: TaskVectors, tensor: Tensor) -> list[Array]:
+    """The size of every model's deltas."""
+    return [jnp.abs(d.hi) for d in vectors.deltas]
 
 
 def kept_count(density: float, size: int) -> int:
@@ -84,20 +82,16 @@ def trim(
     require_share(density, "density")
     _require_scope(scope)
 
-    def measure(pieces: Sequence[Piece]) -> Array:
-        size = sum(p.size for p in pieces)
-        densities = for_models(density, pieces[0].models, "density") if pieces else ()
-        counts = [kept_count(d, size) for d in densities]
-        found = kth_largest([magnitudes(p) for p in pieces], [max(1, k) for k in counts])
-        return jnp.where(np.array([k > 0 for k in counts]), found, NOTHING)
+    def ranks(size: int, models: int) -> list[list[int]]:
+        return [[kept_count(d, size)] for d in for_models(density, models, "density")]
 
     def apply(vectors: TaskVectors, tensor: Tensor, thresholds: Array) -> TaskVectors:
         return vectors.with_deltas(
-            exact.select(order_bits(jnp.abs(d.hi)) >= thresholds[i], d, exact.zeros_like(d))
-            for i, d in enumerate(vectors.deltas)
+            exact.select(order_bits(jnp.abs(d.hi)) >= limit[0], d, exact.zeros_like(d))
+            for d, limit in zip(vectors.deltas, thresholds, strict=True)
         )
 
-    return shareable(apply, measure, scope)
+    return elementwise(apply, Largest(magnitudes, ranks), scope)
 
 
 def _require_scope(scope: str) -> None:
@@ -119,32 +113,26 @@ def drop_outliers(
     require_share(density, "density")
     require_share(gamma, "gamma")
 
-    def measure(pieces: Sequence[Piece]) -> Array:
-        (piece,) = pieces
-        densities = for_models(density, piece.models, "density")
-        gammas = for_models(gamma, piece.models, "gamma")
-        first, last = [], []  # ranks, from 1 at the largest, between which elements are kept
-        for d, g in zip(densities, gammas, strict=True):
-            kept = piece.size if d >= 1 else int(d * piece.size)
-            above = min(int(g * piece.size), piece.size - kept)
-            first.append(above + 1 if kept else 0)
-            last.append(above + kept)
-        sizes = magnitudes(piece)
-        ranks = [max(1, k) for k in (*first, *last)]
-        found = kth_largest([lambda after: sizes(after) * 2], ranks)
-        highest, lowest = jnp.split(found, 2)
-        none = np.array([k == 0 for k in first])
-        return jnp.stack([jnp.where(none, -1, highest), jnp.where(none, NOTHING, lowest)])
+    def ranks(size: int, models: int) -> list[list[int]]:
+        """The ranks, from 1 at the largest, between which elements are kept."""
+        between = []
+        for d, g in zip(
+            for_models(density, models, "density"), for_models(gamma, models, "gamma"), strict=True
+        ):
+            kept = size if d >= 1 else int(d * size)
+            above = min(int(g * size), size - kept)
+            between.append([above + 1, above + kept] if kept else [0, 0])
+        return between
 
     def apply(vectors: TaskVectors, tensor: Tensor, limits: Array) -> TaskVectors:
         deltas = []
-        for i, delta in enumerate(vectors.deltas):
+        for delta, (highest, lowest) in zip(vectors.deltas, limits, strict=True):
             bits = order_bits(jnp.abs(delta.hi))
-            keep = (bits <= limits[0, i]) & (bits >= limits[1, i])
+            keep = (bits <= highest) & (bits >= lowest)
             deltas.append(exact.select(keep, delta, exact.zeros_like(delta)))
         return vectors.with_deltas(deltas)
 
-    return shareable(apply, measure)
+    return elementwise(apply, Largest(magnitudes, ranks))
 
 
 @transform
@@ -178,45 +166,26 @@ def drop_by_magnitude(
                 f"epsilon is {e} with density {d}; density +- epsilon must be in (0, 1)"
             )
 
-    def one(delta: Double, share: Array, key: Array, d: float, e: float) -> Double:
+    def one(delta: Double, share: Array, tensor: Tensor, model: int, d: float, e: float) -> Double:
         if d >= 1:
             return delta
         if d <= 0:
             return exact.zeros_like(delta)
         chance = (d - e) + share * (2 * e)
-        keep = bernoulli(key, chance, share.shape)
+        key = jax.random.fold_in(tensor.key, model)
+        keep = bernoulli(key, chance, share.shape, tensor.start)
         value = Double(delta.hi / chance, jnp.zeros_like(delta.hi)) if rescale else delta
         return exact.select(keep, value, exact.zeros_like(delta))
 
-    def apply(vectors: TaskVectors, tensor: Tensor, _: Any) -> TaskVectors:
+    def apply(vectors: TaskVectors, tensor: Tensor, shares: Sequence[Array]) -> TaskVectors:
         models = len(vectors.deltas)
         densities = for_models(density, models, "density")
         epsilons = for_models(epsilon, models, "epsilon")
-        along = axis(tensor.path) if callable(axis) else axis
-        sizes = jnp.stack([jnp.abs(d.hi) for d in vectors.deltas])
-        shares = _rank_shares(sizes, along if tensor.base.ndim > 1 else -1)
         return vectors.with_deltas(
-            one(delta, shares[i], jax.random.fold_in(tensor.key, i), densities[i], epsilons[i])
-            for i, delta in enumerate(vectors.deltas)
+            one(delta, share, tensor, i, densities[i], epsilons[i])
+            for i, (delta, share) in enumerate(zip(vectors.deltas, shares, strict=True))
         )
 
-    return Transform(apply, random=True, one_by_one=True)
-
-
-def _rank_shares(x: Array, axis: int) -> Array:
-    """Each element's rank along an axis, from 0 for the smallest to 1; 0.5 in a row of one.
-
-    Elements that tie are ranked in the order they stand. ``x`` has the models as first axis.
-    """
-    if x.ndim == 1 or x.shape[axis] < 2:
-        return jnp.full(x.shape, 0.5)
-    moved = jnp.moveaxis(x, axis, -1)
-    rows = moved.reshape(-1, moved.shape[-1])
-    order = jnp.argsort(rows, stable=True)
-    share = jnp.arange(rows.shape[1], dtype=jnp.float32) / (rows.shape[1] - 1)
-    shares = (
-        jnp.zeros_like(rows)
-        .at[jnp.arange(rows.shape[0])[:, None], order]
-        .set(share, unique_indices=True)
-    )
-    return jnp.moveaxis(shares.reshape(moved.shape), -1, axis)
+    along = lambda tensor: axis(tensor.path) if callable(axis) else axis
+    reach = "row" if axis is fan_in_axis else "tensor"
+    return Transform(apply, Ranks(magnitudes, along), reach=reach, random=True)

@@ -8,9 +8,11 @@ import jax
 from jax import Array
 
 from imm_jax.errors import InputError, nearest
-from imm_jax.merging import geometric, methods
+from imm_jax.merging import methods, selective, spherical
 from imm_jax.merging.merge import merge_params
 from imm_jax.merging.protocol import Chain, Transform
+from imm_jax.merging.ram import ram, ramplus_tl
+from imm_jax.merging.spectral import iso_c, tsv
 from imm_jax.merging.weights import Weight, weight_sum_is_zero
 
 PyTree = Any
@@ -74,17 +76,17 @@ METHODS: dict[str, Method] = {
     ),
     "della": Method(
         build=methods.della,
-        summary="drop by magnitude rank and rescale, then elect signs",
+        summary="drop at random, small changes more often, then elect signs",
         parameters={**DELLA, "normalize": True},
     ),
     "della_linear": Method(
         build=methods.della_linear,
-        summary="drop by magnitude rank and rescale, then add up",
+        summary="drop at random, small changes more often, then add up",
         parameters=DELLA,
     ),
     "breadcrumbs": Method(
         build=methods.breadcrumbs,
-        summary="drop largest and smallest changes, add up",
+        summary="drop largest and smallest changes, then add up",
         parameters=CRUMBS,
     ),
     "breadcrumbs_ties": Method(
@@ -93,53 +95,53 @@ METHODS: dict[str, Method] = {
         parameters=CRUMBS,
     ),
     "slerp": Method(
-        build=geometric.slerp,
+        build=spherical.slerp,
         summary="along the arc from the base to a model",
         models=PAIR,
         weight="t",
         default_weight=None,
     ),
     "nuslerp": Method(
-        build=geometric.nuslerp,
-        summary="along the arc between two models",
+        build=spherical.nuslerp,
+        summary="along the arc between two models, or two task vectors",
         parameters={"nuslerp_flatten": True, "nuslerp_row_wise": False},
         base="optional",
         models=(2, 2),
     ),
     "multislerp": Method(
-        build=geometric.multislerp,
+        build=spherical.multislerp,
         summary="weighted mean on the sphere, in one tangent space",
-        parameters={"normalize_weights": True, "eps": geometric.TINY},
+        parameters={"normalize_weights": True, "eps": spherical.TINY},
         base="optional",
     ),
     "karcher": Method(
-        build=geometric.karcher,
+        build=spherical.karcher,
         summary="Karcher mean on the sphere",
         parameters={"max_iter": 10, "tol": 1e-5},
         base="unused",
     ),
     "model_stock": Method(
-        build=geometric.model_stock,
+        build=spherical.model_stock,
         summary="towards the models' mean as far as their angle justifies",
         parameters={"filter_wise": False},
         models=(2, None),
         weight=None,
     ),
     "sce": Method(
-        build=geometric.sce,
+        build=selective.sce,
         summary="select by variance, weigh by energy, erase minority signs",
         parameters={"select_topk": 1.0},
         weight=None,
     ),
     "nearswap": Method(
         build=methods.nearswap,
-        summary="take over a model where it is nearer than t",
+        summary="towards a model, each element by at most t",
         parameters={"t": 0.001},
         models=PAIR,
         weight=None,
     ),
     "arcee_fusion": Method(
-        build=geometric.arcee_fusion,
+        build=selective.arcee_fusion,
         summary="take over the elements of a model that stand out",
         models=PAIR,
         weight=None,
@@ -164,6 +166,28 @@ METHODS: dict[str, Method] = {
         models=PAIR,
         weight="alpha",
         default_weight=0.3,
+    ),
+    "ram": Method(
+        build=ram,
+        summary="mean, for each element, of the models that changed it",
+        parameters={"epsilon": 1e-5},
+        weight=None,
+    ),
+    "ramplus_tl": Method(
+        build=ramplus_tl,
+        summary="as ram, but amplify what one model alone changed",
+        parameters={"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
+        weight=None,
+    ),
+    "tsv": Method(
+        build=tsv,
+        summary="leading singular components of each model, made orthogonal (TSV-M)",
+        parameters={"lambda": 1.0},
+    ),
+    "iso_c": Method(
+        build=iso_c,
+        summary="sum of task vectors with all singular values equal",
+        parameters={"lambda": 1.0},
     ),
     "fisher": Method(
         build=methods.fisher,

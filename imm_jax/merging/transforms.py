@@ -1,7 +1,7 @@
 """Transforms of task vectors: scale, normalise, elect, clip, cast, mask. See also sparsify.py."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,17 +15,16 @@ from imm_jax.merging.exact import to_double
 from imm_jax.merging.layout import flatten
 from imm_jax.merging.protocol import (
     Chain,
-    Piece,
     TaskVectors,
     Tensor,
     Transform,
     as_double,
     chain,
+    elementwise,
     map_deltas,
-    shareable,
     transform,
 )
-from imm_jax.merging.reductions import count_true
+from imm_jax.merging.statistics import Totals
 
 
 @transform
@@ -37,7 +36,7 @@ def scale(factor: float) -> Transform:
             exact.multiply(d, to_double(factor, d.hi.dtype)) for d in vectors.deltas
         )
 
-    return shareable(apply)
+    return elementwise(apply)
 
 
 @transform
@@ -51,7 +50,7 @@ def normalize_weights() -> Transform:
         total = exact.select(jnp.abs(total.hi) <= 1e-8 * size, one, total)
         return vectors.with_weights(exact.divide(w, total) for w in vectors.weights)
 
-    return shareable(apply)
+    return elementwise(apply)
 
 
 @transform
@@ -84,13 +83,11 @@ def elect_sign(
         parts = [d.hi * w.hi for d, w in zip(vectors.deltas, vectors.weights, strict=True)]
         return sum(parts if method == "sum" else [jnp.sign(p) for p in parts])
 
-    def measure(pieces: Sequence[Piece]) -> Array:
-        surplus = 0.0
-        for piece in pieces:
-            won = votes(piece.vectors())
-            ahead = count_true(won > 0).astype(jnp.int32) - count_true(won < 0).astype(jnp.int32)
-            surplus = surplus + ahead.astype(jnp.float32)
-        return jnp.where(surplus >= 0, 1.0, -1.0)
+    def sides(vectors: TaskVectors, tensor: Tensor) -> tuple[Array, Array]:
+        return votes(vectors) > 0, votes(vectors) < 0
+
+    def majority_of(counts: tuple[Array, Array], size: int) -> Array:
+        return jnp.where(counts[0] >= counts[1], 1.0, -1.0)
 
     def apply(vectors: TaskVectors, tensor: Tensor, majority: Array | None) -> TaskVectors:
         won = jnp.sign(votes(vectors))
@@ -110,8 +107,8 @@ def elect_sign(
         return TaskVectors((chosen,), (to_double(1.0, tensor.base.dtype),))
 
     if zeros == "majority":
-        return shareable(apply, measure, "model")
-    return shareable(apply)
+        return elementwise(apply, Totals(sides, majority_of), "model")
+    return elementwise(apply)
 
 
 @transform
@@ -128,7 +125,7 @@ def clip(limit: float) -> Transform:
             for d in vectors.deltas
         )
 
-    return shareable(apply)
+    return elementwise(apply)
 
 
 @transform
@@ -136,7 +133,7 @@ def cast(dtype: Any) -> Transform:
     """Rounds every delta to ``dtype`` and back, as storing it in that dtype would."""
     info = jnp.finfo(dtype)
     rounded = lambda d, tensor: jax.lax.reduce_precision(d, info.nexp, info.nmant)
-    return map_deltas(rounded, same_everywhere=True)
+    return map_deltas(rounded, same_everywhere=True, reach="element")
 
 
 def masked(inner: Transform | Chain, mask: Any) -> Chain:
@@ -171,13 +168,9 @@ def _masked_one(inner: Transform, mask: Callable[[str], bool] | tuple) -> Transf
     def apply(vectors: TaskVectors, tensor: Tensor, statistic: Any) -> TaskVectors:
         return inner.apply(vectors, tensor, statistic) if allowed(tensor) else vectors
 
-    def measure(pieces: Sequence[Piece]) -> Any:
-        pieces = [p for p in pieces if allowed(p.tensor)]
-        return inner.measure(pieces) if pieces else jnp.zeros(())
-
     return inner._replace(
         apply=apply,
-        measure=inner.measure and measure,
+        includes=allowed,
         same_everywhere=False,
         by_leaf_path=not callable(mask),
         name=f"masked({inner.name})",

@@ -141,3 +141,59 @@ def arcee_fusion(base, tuned, axis):
     ordered = np.sort(score.ravel())
     q1, median, q3 = (ordered[int(s * (score.size - 1))] for s in (0.25, 0.5, 0.75))
     return np.where(score >= median + 1.5 * (q3 - q1), tuned, base)
+
+
+def ram(base, models, epsilon):
+    deltas = np.stack(deltas_of(base, models))
+    changed = np.abs(deltas) > epsilon
+    return base + (deltas * changed).sum(0) / np.maximum(changed.sum(0), 1)
+
+
+def ramplus_tl(base, models, r, alpha, epsilon):
+    deltas = np.stack(deltas_of(base, models))
+    changed = np.abs(deltas) > epsilon
+    count = changed.sum(0)
+    merged = np.zeros_like(base)
+    for delta, mine in zip(deltas, changed):
+        shared, unique = np.sum(mine & (count > 1)), np.sum(mine & (count == 1))
+        factor = 1 + r * min(shared / unique if unique else 0, alpha)
+        merged += np.where(mine & (count == 1), factor * delta, 0)
+        merged += np.where(mine & (count > 1), delta / np.maximum(count, 1), 0)
+    return base + merged
+
+
+def polar(x):
+    """The nearest orthogonal matrix, by Newton's iteration: x has full rank."""
+    q, r = np.linalg.qr(x if x.shape[0] >= x.shape[1] else x.T)
+    for _ in range(60):
+        r = (r + np.linalg.inv(r).T) / 2
+    return q @ r if x.shape[0] >= x.shape[1] else (q @ r).T
+
+
+def tsv(base, models, weights=None, scale=1.0):
+    n = len(models)
+    deltas = [w * d for w, d in zip(weights or [1] * n, deltas_of(base, models))]
+    k = min(base.shape) // n
+    parts = [np.linalg.svd(d, full_matrices=False) for d in deltas]
+    left = polar(np.concatenate([u[:, :k] for u, _, _ in parts], axis=1))
+    right = polar(np.concatenate([vt[:k].T for _, _, vt in parts], axis=1))
+    sizes = np.concatenate([s[:k] for _, s, _ in parts])
+    return base + scale * (left @ np.diag(sizes) @ right.T)
+
+
+def iso_c(base, models, weights=None, scale=1.0):
+    weights = weights or [1] * len(models)
+    total = sum(w * d for w, d in zip(weights, deltas_of(base, models)))
+    sizes = np.sqrt(np.maximum(np.linalg.eigvalsh(total.T @ total), 0))
+    return base + scale * sizes.sum() / min(base.shape) * polar(total)
+
+
+def regmean(kernels, grams, alpha):
+    """The formula itself: no ridge, an inverse, in float64."""
+    grams = [np.where(np.eye(len(g), dtype=bool), g, alpha * g) for g in grams]
+    return np.linalg.inv(sum(grams)) @ sum(g @ w for g, w in zip(grams, kernels))
+
+
+def entropy(logits):
+    p = softmax(logits, -1)
+    return float(np.mean(-np.sum(p * np.log(p), axis=-1)))

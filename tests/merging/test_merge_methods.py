@@ -112,6 +112,14 @@ CASES = {
     "passthrough": (1, {"scale": 0.3}, lambda at, b, m: 0.3 * m[0]),
     "wise_ft": (1, {"alpha": 0.3}, lambda at, b, m: 0.7 * b + 0.3 * m[0]),
     "expo": (1, {"alpha": 0.3}, lambda at, b, m: m[0] + 0.3 * (m[0] - b)),
+    "ram": (3, {"epsilon": 0.3}, lambda at, b, m: oracle.ram(b, m, 0.3)),
+    "ramplus_tl": (
+        3,
+        {"r": 0.3, "alpha": 1.5, "epsilon": 0.3},
+        lambda at, b, m: oracle.ramplus_tl(b, m, 0.3, 1.5, 0.3),
+    ),
+    "tsv": (3, {"weight": W, "lambda": 0.7}, lambda at, b, m: oracle.tsv(b, m, W, 0.7)),
+    "iso_c": (3, {"weight": W, "lambda": 0.7}, lambda at, b, m: oracle.iso_c(b, m, W, 0.7)),
     "fisher": (3, {"weight": [jax.tree.map(jnp.square, model(20 + i)) for i in range(3)]}, None),
 }
 

@@ -1,0 +1,151 @@
+"""Exact order statistics of numbers that come in blocks and are never in memory together."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from imm_jax.merging.statistics import NOTHING, Largest
+
+SAMPLED = 1 << 14  # numbers of a block from which bounds are guessed
+HELD = 1 << 22  # candidates in memory at once
+IN_CACHE = 1 << 16  # elements ranked at once by a thread
+WHOLE = (0, int(NOTHING) + 1)
+
+
+class _Search(NamedTuple):
+    """Where the k-th largest is known to be, and where it is looked for, as ``[low, high)``."""
+
+    known: tuple[int, int]
+    tried: tuple[int, int]
+
+
+def select(
+    blocks: Callable[[], Iterator[Sequence[np.ndarray]]], size: int, models: int, measure: Largest
+) -> np.ndarray:
+    """The thresholds of a :class:`Largest`, as int32 ``[arrays, ranks]``.
+
+    The first block gives bounds that the k-th largest is likely to lie between. A pass over all
+    blocks counts what is above them and keeps what is between; where the k-th is not among those,
+    or there are too many, bounds from a sample of everything serve for another pass. The answer is
+    exact either way.
+
+    Args:
+      blocks: computes the blocks anew in each call: for each a list of arrays of float32 >= 0.
+      size: how many numbers each array has over all blocks.
+      models: how many models there are, for the ranks.
+      measure: what is asked for.
+    """
+    count = _count_positive(blocks()) if measure.of_positive else size
+    ranks = [[int(k) for k in row] for row in measure.ranks(count, models)]
+    searches = {(i, k): _Search(WHOLE, WHOLE) for i, row in enumerate(ranks) for k in row if k}
+    found: dict[tuple[int, int], int] = {}
+    first = True
+    while searches:
+        searches = _narrow(blocks(), size, searches, found, first)
+        first = False
+    return np.array([[found.get((i, k), NOTHING) for k in row] for i, row in enumerate(ranks)])
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    """int32 that order as the numbers do."""
+    return np.ascontiguousarray(x, np.float32).view(np.int32)
+
+
+def _count_positive(blocks: Iterator[Sequence[np.ndarray]]) -> list[int]:
+    counts: list[int] = []
+    for arrays in blocks:
+        counts = counts or [0] * len(arrays)
+        counts = [n + int(np.count_nonzero(x > 0)) for n, x in zip(counts, arrays, strict=True)]
+    return counts
+
+
+def _narrow(
+    blocks: Iterator[Sequence[np.ndarray]], size: int, searches: dict, found: dict, first: bool
+) -> dict:
+    """One pass: puts what it decides into ``found`` and returns the searches that are left."""
+    above, held = dict.fromkeys(searches, 0), dict.fromkeys(searches, 0)
+    inside: dict = {at: [] for at in searches}
+    samples: dict = {at: [] for at in searches}
+    for arrays in blocks:
+        bits = [_bits(x) for x in arrays]
+        for at, search in searches.items():
+            x = bits[at[0]]
+            sample = x[:: max(1, x.size // SAMPLED)]
+            samples[at].append(sample)
+            if first and size > HELD and search.tried == WHOLE:
+                search = searches[at] = _Search(WHOLE, _guess(sample, at[1] / size, 0.03))
+            low, high = search.tried
+            above[at] += int(np.count_nonzero(x >= high))
+            candidates = x if search.tried == WHOLE else x[(x >= low) & (x < high)]
+            held[at] += candidates.size
+            if held[at] <= HELD:
+                inside[at].append(candidates)
+    left = {}
+    for at, ((known_low, known_high), (low, high)) in searches.items():
+        place = at[1] - above[at]  # of the k-th among the candidates, from 1 at the largest
+        if place < 1:
+            known = (high, known_high)
+        elif place > held[at]:
+            known = (known_low, low)
+        elif held[at] <= HELD:
+            values = np.concatenate(inside[at])
+            found[at] = int(np.partition(values, held[at] - place)[held[at] - place])
+            continue
+        elif high - low == 1:
+            found[at] = low
+            continue
+        else:
+            known = (low, high)
+        guess = _guess(np.concatenate(samples[at]), at[1] / size, 0.002)
+        tried = max(known[0], guess[0]), min(known[1], guess[1])
+        if tried[0] >= tried[1] or tried == (low, high) or not first:
+            tried = (sum(known) // 2, known[1])
+        left[at] = _Search(known, tried)
+    return left
+
+
+def _guess(sample: np.ndarray, share: float, margin: float) -> tuple[int, int]:
+    """Bounds ``[low, high)`` for what has the ``share`` of largest numbers at or above it."""
+    count, margin = sample.size, max(margin, 6 / np.sqrt(sample.size))
+    low, high = int(count * (1 - share - margin)), int(count * (1 - share + margin))
+    places = sorted({max(low, 0), min(high, count - 1)})
+    values = np.partition(sample, places)[places]
+    return (int(values[0]) if low > 0 else 0, int(values[-1]) + 1 if high < count else WHOLE[1])
+
+
+def row_ranks(x: np.ndarray) -> np.ndarray:
+    """Each element's rank in its row (the last axis), as :class:`imm_jax.merging.Ranks` has it.
+
+    Sorting pairs of bits and positions as one integer keeps the order of elements that tie.
+    """
+    length = x.shape[-1] if x.ndim else 1
+    if length < 2:
+        return np.full(x.shape, 0.5, np.float32)
+    rows = np.ascontiguousarray(x, np.float32).reshape(-1, length)
+    ranks = np.empty_like(rows)
+    step = max(1, IN_CACHE // length)
+    parts = [slice(i, i + step) for i in range(0, len(rows), step)]
+    # NumPy sorts without Python's lock.
+    list(_threads().map(lambda part: _rank(rows[part], ranks[part]), parts))
+    return ranks.reshape(x.shape)
+
+
+def _rank(rows: np.ndarray, ranks: np.ndarray) -> None:
+    length = rows.shape[1]
+    pairs = rows.view(np.uint32).astype(np.uint64)
+    pairs <<= np.uint64(32)
+    pairs |= np.arange(length, dtype=np.uint64)
+    pairs.sort(axis=-1)
+    pairs &= np.uint64(0xFFFFFFFF)
+    pairs += np.arange(0, rows.size, length, dtype=np.uint64)[:, None]
+    share = np.arange(length, dtype=np.float32) / np.float32(length - 1)
+    ranks.reshape(-1)[pairs.view(np.int64)] = share
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count())

@@ -1,0 +1,125 @@
+"""Methods that take over some elements of a model and leave others: SCE and Arcee Fusion."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from imm_jax.errors import InputError
+from imm_jax.merging import exact
+from imm_jax.merging.kth import order_bits
+from imm_jax.merging.protocol import (
+    Chain,
+    TaskVectors,
+    Tensor,
+    Transform,
+    chain,
+    elementwise,
+    fan_in_axis,
+    require_share,
+    transform,
+)
+from imm_jax.merging.statistics import Largest, Totals
+
+TINY = 1e-8
+
+
+@transform
+def select_by_variance(select_topk: float) -> Transform:
+    """Keeps the share of elements, of those that vary, with the largest variance over the models.
+
+    SCE's first step. At least one element is kept where ``select_topk`` allows any.
+    """
+    require_share(select_topk, "select_topk")
+
+    def spread(vectors: TaskVectors, tensor: Tensor) -> list[Array]:
+        """The standard deviation, from parts scaled so that no square vanishes."""
+        deltas = [d.hi for d in vectors.deltas]
+        mean = sum(deltas) * (1 / len(deltas))
+        top = functools.reduce(jnp.maximum, [jnp.abs(d - mean) for d in deltas])
+        safe = jnp.where(top > 0, top, 1)
+        squares = sum(jnp.square((d - mean) / safe) for d in deltas)
+        return [jnp.where(top > 0, top * jnp.sqrt(squares / len(deltas)), 0)]
+
+    def ranks(varying: Sequence[Any], models: int) -> list[list[Any]]:
+        return [[_share_of(n, select_topk)] for n in varying]
+
+    def apply(vectors: TaskVectors, tensor: Tensor, limit: Array) -> TaskVectors:
+        keep = order_bits(spread(vectors, tensor)[0]) >= limit[0, 0]
+        return vectors.with_deltas(
+            exact.select(keep, d, exact.zeros_like(d)) for d in vectors.deltas
+        )
+
+    return elementwise(apply, Largest(spread, ranks, of_positive=True))
+
+
+def _share_of(count: Any, share: float) -> Any:
+    if isinstance(count, int):
+        return int(count * share)
+    return jnp.floor(count.astype(jnp.float32) * share).astype(jnp.uint32)
+
+
+@transform
+def weigh_by_energy() -> Transform:
+    """SCE's second and third step: the energy-weighted mean of what agrees with the sum's sign."""
+
+    def energies(vectors: TaskVectors, tensor: Tensor) -> list[Array]:
+        return [jnp.square(d.hi) for d in vectors.deltas]
+
+    def apply(vectors: TaskVectors, tensor: Tensor, sums: Sequence[Array]) -> TaskVectors:
+        deltas = [d.hi for d in vectors.deltas]
+        sign = jnp.where(sum(deltas) >= 0, 1.0, -1.0)
+        agree = [jnp.sign(d) == sign for d in deltas]
+        top = functools.reduce(jnp.maximum, sums)
+        shares = [
+            jnp.where(a, e / jnp.where(top > 0, top, 1), 0)
+            for a, e in zip(agree, sums, strict=True)
+        ]
+        whole = sum(shares)
+        return vectors.with_weights(e / jnp.where(whole > 0, whole, 1) for e in shares)
+
+    return elementwise(apply, Totals(energies, lambda sums, size: sums))
+
+
+def sce(select_topk: float = 1.0) -> Chain:
+    """SCE: select by variance, calculate weights from energy, erase the minority's sign.
+
+    Keeps the ``select_topk`` share of elements (of those that vary) with the largest variance over
+    the models, weighs model i by ``sum(delta_i^2) / sum_j sum(delta_j^2)``, and takes the weighted
+    mean of the deltas whose sign is that of the sum (Wan et al. 2024, FuseChat, arXiv 2408.07990,
+    section 3.3). Given weights are not used.
+    """
+    return chain(select_by_variance(select_topk) if select_topk != 1 else None, weigh_by_energy())
+
+
+@transform
+def arcee_fusion() -> Transform:
+    """Arcee Fusion: takes over the elements of the tuned model that stand out.
+
+    Importance is ``|delta| * KL(softmax(tuned row) || softmax(base row))``; elements at or above
+    ``median + 1.5 (q3 - q1)`` of a tensor's importances are taken from the tuned model, the others
+    from the base (mergekit's arcee_fusion; quartiles are exact here, at sorted position
+    ``floor(q (n - 1))``).
+    """
+
+    def importance(vectors: TaskVectors, tensor: Tensor) -> list[Array]:
+        if len(vectors.deltas) != 1:
+            raise InputError(f"arcee_fusion merges 1 tuned model, got {len(vectors.deltas)}")
+        delta, base = vectors.deltas[0].hi, tensor.base
+        axis = fan_in_axis(tensor.path) if base.ndim > 1 else -1 if base.ndim else None
+        p, q = (jax.nn.softmax(x, axis=axis) + TINY for x in (base + delta, base))
+        divergence = jnp.sum(p * jnp.log(p / q), axis=axis, keepdims=axis is not None)
+        return [jnp.abs(delta) * jnp.maximum(divergence, 0)]
+
+    def ranks(size: int, models: int) -> list[list[int]]:
+        return [[size - int(share * (size - 1)) for share in (0.25, 0.5, 0.75)]]
+
+    def apply(vectors: TaskVectors, tensor: Tensor, quartiles: Array) -> TaskVectors:
+        q1, median, q3 = jax.lax.bitcast_convert_type(quartiles[0], jnp.float32)
+        keep = importance(vectors, tensor)[0] >= median + 1.5 * (q3 - q1)
+        return vectors.with_deltas([jnp.where(keep, vectors.deltas[0].hi, 0)])
+
+    return Transform(apply, Largest(importance, ranks), reach="row")
