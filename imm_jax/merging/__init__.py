@@ -16,6 +16,13 @@ Weights differ by layer and by path::
 
     merging.LayerWeights(merging.ramp(0.2, 0.8), default=0.5, patterns={"*/bias": 0.0})
 
+Weights that score best are found by evolution::
+
+    found = merging.search(
+        merging.merge_objective(score, base, tuned),
+        merging.LayerWeights([merging.Interval(0, 1)] * 4, default=merging.Interval(0, 1)),
+        budget=200)
+
 Methods that look at data find their own weights::
 
     merging.regmean([math, code], grams)                              # Gram matrices of inputs
@@ -66,6 +73,8 @@ from imm_jax.merging.protocol import (
 from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
 from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
+from imm_jax.merging.search import SearchResult, merge_objective, search
+from imm_jax.merging.search_space import Interval
 from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
 from imm_jax.merging.soup import Soup, greedy_soup
 from imm_jax.merging.sparsify import drop_and_rescale, drop_by_magnitude, drop_outliers, trim
@@ -78,11 +87,13 @@ from imm_jax.merging.weights import LayerWeights, Ramp, gradient, ramp
 
 __all__ = [
     "METHODS",
+    "Interval",
     "Largest",
     "LayerWeights",
     "Method",
     "Ramp",
     "Ranks",
+    "SearchResult",
     "Soup",
     "TaskVectors",
     "Tensor",
@@ -121,6 +132,7 @@ __all__ = [
     "masked",
     "mean_entropy",
     "merge_models",
+    "merge_objective",
     "merge_params",
     "model_stock",
     "multislerp",
@@ -135,6 +147,7 @@ __all__ = [
     "regmean",
     "scale",
     "sce",
+    "search",
     "select_by_variance",
     "slerp",
     "task_arithmetic",
