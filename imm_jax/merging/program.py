@@ -17,7 +17,7 @@ from jax import Array
 from imm_jax.merging import exact, statistics
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
-from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform
+from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform, rows_like
 from imm_jax.merging.random_bits import fold_path, hash_path
 from imm_jax.merging.statistics import Measure, Piece, Totals
 
@@ -83,7 +83,9 @@ def run_all(
 def kind_of(leaf: Leaf, transforms: Chain) -> Leaf:
     """The leaf without what its program does not depend on."""
     layer = leaf.layer if leaf.layer is None else 0
-    path = "" if all(item.same_everywhere for item in transforms) else leaf.path
+    path = leaf.path
+    if all(item.same_everywhere for item in transforms):
+        path = "" if all(item.reach == "element" for item in transforms) else rows_like(path)
     where = leaf.leaf_path if any(item.by_leaf_path for item in transforms) else path
     return leaf._replace(path=path, leaf_path=where, layer=layer)
 

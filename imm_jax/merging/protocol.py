@@ -81,8 +81,8 @@ class Transform(NamedTuple):
       includes: which tensors the transform is for; others are not measured. None: all.
       random: whether apply uses ``tensor.key``.
       name: how it was made, for messages.
-      same_everywhere: whether apply and measure never look at the tensor's path, so that leaves of
-        equal shape share a compiled program.
+      same_everywhere: whether apply and measure look at nothing of the tensor's path but its
+        :func:`fan_in_axis`, so that leaves of equal shape share a compiled program.
       by_leaf_path: whether they look at ``tensor.leaf_path``, which differs in lists of layers.
       once: made from arrays, so that a merge compiled with it must not be remembered.
     """
@@ -163,7 +163,8 @@ def map_deltas(fn: Callable[[Array, Tensor], Array], **fields: Any) -> Transform
     return Transform(apply, **fields)
 
 
-elementwise = functools.partial(Transform, same_everywhere=True, reach="element")
+shareable = functools.partial(Transform, same_everywhere=True)
+elementwise = functools.partial(shareable, reach="element")
 
 
 def for_models(value: Any, models: int, name: str) -> tuple:
@@ -188,3 +189,8 @@ def fan_in_axis(path: str) -> int:
     Methods that work on the rows of ``[out, in]`` weights, as mergekit's do, use this axis.
     """
     return -2 if path.rsplit("/", 1)[-1] == "kernel" else -1
+
+
+def rows_like(path: str) -> str:
+    """A path that stands for all those with the same :func:`fan_in_axis`."""
+    return "" if fan_in_axis(path) == -1 else "kernel"

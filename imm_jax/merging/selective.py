@@ -20,6 +20,7 @@ from imm_jax.merging.protocol import (
     elementwise,
     fan_in_axis,
     require_share,
+    shareable,
     transform,
 )
 from imm_jax.merging.statistics import Largest, Totals
@@ -122,4 +123,4 @@ def arcee_fusion() -> Transform:
         keep = importance(vectors, tensor)[0] >= median + 1.5 * (q3 - q1)
         return vectors.with_deltas([jnp.where(keep, vectors.deltas[0].hi, 0)])
 
-    return Transform(apply, Largest(importance, ranks), reach="row")
+    return shareable(apply, Largest(importance, ranks), reach="row")

@@ -187,5 +187,7 @@ def drop_by_magnitude(
         )
 
     along = lambda tensor: axis(tensor.path) if callable(axis) else axis
-    reach = "row" if axis is fan_in_axis else "tensor"
-    return Transform(apply, Ranks(magnitudes, along), reach=reach, random=True)
+    of_rows = axis is fan_in_axis
+    reach = "row" if of_rows else "tensor"
+    measure = Ranks(magnitudes, along)
+    return Transform(apply, measure, reach=reach, random=True, same_everywhere=of_rows)

@@ -21,6 +21,7 @@ from imm_jax.merging.protocol import (
     as_double,
     elementwise,
     fan_in_axis,
+    shareable,
     transform,
 )
 from imm_jax.merging.statistics import Totals
@@ -161,7 +162,7 @@ def nuslerp(
 def _by_tensor_or_row(apply: Any, flatten: bool, other_axis: bool = False) -> Transform:
     if flatten:
         return elementwise(apply, GRAM)
-    return Transform(apply, reach="tensor" if other_axis else "row")
+    return shareable(apply, reach="tensor" if other_axis else "row")
 
 
 def _axis(tensor: Tensor, other: bool = False) -> int:
