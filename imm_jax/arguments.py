@@ -1,6 +1,7 @@
 """The options of the ``imm-jax`` command."""
 
 import argparse
+import textwrap
 from collections.abc import Callable
 
 from imm_jax.errors import InputError
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=description,
-            description=description,
+            description=textwrap.fill(description, 79),
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -88,16 +89,35 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(
         "merge",
-        "Merge a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - base). "
-        "Tokenizer and token ids are the base's.",
-        "imm-jax merge base/ tuned/ --weight 0.5 --drop-rate 0.2 --output merged/",
+        "Merge the models of a recipe (mergekit's YAML) into a new folder, in the memory of a few "
+        "blocks; or a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - "
+        "base), with the base's tokenizer. After a kill, the same command goes on.",
+        "imm-jax merge recipe.yaml merged/\n"
+        "  imm-jax merge base/ tuned/ --weight 0.5 --drop-rate 0.2 --output merged/\n\n"
+        "methods:\n" + _methods(),
     )
-    sub.add_argument("base", help=MODEL_HELP)
-    sub.add_argument("tuned", help="the model fine-tuned from it")
-    sub.add_argument("--output", required=True, help="a new folder, in Hugging Face layout")
-    sub.add_argument("--weight", type=float, default=0.5, help="alpha (default: 0.5)")
-    sub.add_argument("--drop-rate", type=float, default=0.0, help="DARE's p (default: 0)")
+    sub.add_argument("model", metavar="RECIPE|BASE", help="a .yaml file; or " + MODEL_HELP)
+    sub.add_argument(
+        "second", nargs="?", metavar="FOLDER|TUNED", help="the output; or the model tuned from BASE"
+    )
+    sub.add_argument("--output", help="a new folder, in Hugging Face layout")
+    sub.add_argument("--from", dest="from_", metavar="CHECKPOINT",
+                     help="an Orbax checkpoint of a run in place of TUNED")  # fmt: skip
+    sub.add_argument("--weight", type=float, help="alpha (default: 0.5)")
+    sub.add_argument("--drop-rate", type=float, help="DARE's p (default: 0)")
     sub.add_argument("--seed", type=_whole(0), default=0, help="of what is dropped")
+    sub.add_argument("--out-shard-size", type=_size, default=5e9, metavar="SIZE",
+                     help="bytes of a file at most: 500M, 5B (default: 5B)")  # fmt: skip
+    sub.add_argument(
+        "--untie",
+        action="store_true",
+        help="merge models of which only some tie their head to the embedding",
+    )
+    sub.add_argument(
+        "--truncate-vocabulary",
+        action="store_true",
+        help="cut vocabularies of different sizes to the smallest",
+    )
 
     sub = add(
         "convert",
@@ -122,6 +142,23 @@ def _whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _size(text: str) -> float:
+    """Reads a number of bytes, with K, M or B for thousands, millions or billions."""
+    number, unit = text.rstrip("KMBkmb"), text[len(text.rstrip("KMBkmb")) :].upper()
+    factors = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
+    if not number.isdecimal() or unit not in factors or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a size such as 500M or 5B")
+    return int(number) * factors[unit]
+
+
+def _methods() -> str:
+    """The merge methods, a line each."""
+    from imm_jax.merging.table import METHODS
+
+    width = max(len(name) for name in METHODS)
+    return "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in METHODS.items())
 
 
 def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:

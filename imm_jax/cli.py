@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import math
 import os
 import signal
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from imm_jax.arguments import parse
 from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
 from imm_jax.errors import InputError, Interrupted
+from imm_jax.inputs import check_output, generation_config, open_model
+from imm_jax.merge_command import merge
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,8 +78,8 @@ def _generate(args: argparse.Namespace) -> None:
             raise InputError(f"prompt {number}: not UTF-8 text")
     if args.style != "raw" and get_style(args.style).shots == "required":
         raise InputError(f"--style: {args.style!r} needs worked examples, expected one without")
-    _check_output(args.output)
-    source, tokenizer = _open(args.model, args.revision)
+    check_output(args.output)
+    source, tokenizer = open_model(args.model, args.revision)
     stop, special = tuple(args.stop), True
     texts = prompts
     if args.style != "raw":
@@ -121,10 +122,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     sampling = _sampling(args)
     get_style(args.style)
-    _check_output(args.output)
+    check_output(args.output)
     tasks = [make_task(spec, train_size=0, test_size=args.questions) for spec in args.tasks]
     check_tasks(tasks)
-    source, tokenizer = _open(args.model, args.revision)
+    source, tokenizer = open_model(args.model, args.revision)
     for task in tasks:  # whether the style can be had, before the weights are loaded
         make_prompts(task, task.test[:1], args.style, args.shots, tokenizer)
     model, params = load_model(source.path)
@@ -151,105 +152,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         atomic_write(args.output, json.dumps(report, indent=1) + "\n")
 
 
-def _merge(args: argparse.Namespace) -> None:
-    import jax
-
-    from imm_jax.merging import drop_and_rescale, merge_params
-    from imm_jax.models.huggingface.saving import save_model
-    from imm_jax.models.load import load_model
-    from imm_jax.models.sources import resolve
-
-    _check_output(args.output, folder=True)
-    if not math.isfinite(args.weight):
-        raise InputError(f"--weight: {args.weight}, expected a finite number")
-    if not 0 <= args.drop_rate < 1:
-        raise InputError(f"--drop-rate: {args.drop_rate}, expected at least 0 and below 1")
-    source, tokenizer = _open(args.base)
-    other = resolve(args.tuned)
-    _check_alike(args.base, source, args.tuned, other)
-    model, base = load_model(source.path)
-    _, tuned = load_model(other.path)
-    merged = merge_params(
-        base,
-        tuned,
-        weight=args.weight,
-        transform=drop_and_rescale(args.drop_rate) if args.drop_rate else None,
-        key=jax.random.key(args.seed),
-    )
-    own = _generation_config(source)
-    save_model(args.output, model, merged, tokenizer=tokenizer, generation_config=own)
-    print(args.output)
-
-
 def _convert(args: argparse.Namespace) -> None:
     from imm_jax.models.huggingface.saving import save_model
     from imm_jax.models.load import load_model
 
-    _check_output(args.output, folder=True)
-    source, tokenizer = _open(args.model, args.revision)
+    check_output(args.output, folder=True)
+    source, tokenizer = open_model(args.model, args.revision)
     model, params = load_model(source.path, dtype=args.dtype)
-    own = _generation_config(source)
+    own = generation_config(source)
     save_model(args.output, model, params, tokenizer=tokenizer, generation_config=own)
     print(args.output)
-
-
-def _open(source: str, revision: str | None = None):
-    """Where a model is, and its tokenizer, checked to fit the model before weights are read."""
-    from imm_jax.models.load import read_config
-    from imm_jax.models.sources import resolve
-    from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
-
-    resolved = resolve(source, revision=revision)
-    config = read_config(resolved)
-    tokenizer = load_tokenizer(resolved)
-    try:
-        check_tokenizer(tokenizer, config)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-    return resolved, tokenizer
-
-
-# What models that are merged may differ in; the result has the base's.
-MAY_DIFFER = {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
-MAY_DIFFER |= {"max_position_embeddings"}
-
-
-def _check_alike(name: str, source, other_name: str, other) -> None:
-    from imm_jax.models.load import read_config
-
-    one, two = (dataclasses.asdict(read_config(resolved)) for resolved in (source, other))
-    differing = [
-        f"{key} ({one[key]!r} and {two[key]!r})"
-        for key in one.keys() - MAY_DIFFER
-        if one[key] != two[key]
-    ]
-    if differing:
-        raise InputError(
-            f"{name} and {other_name}: different architectures, in {'; '.join(sorted(differing))}"
-        )
-
-
-def _generation_config(source) -> dict | None:
-    """What a model folder says of generation; None where it says nothing."""
-    from imm_jax.models.huggingface.weights import GENERATION_CONFIG, read_json
-
-    path = source.path / GENERATION_CONFIG
-    return read_json(path) if source.kind == "folder" and path.is_file() else None
-
-
-def _check_output(path: str | None, *, folder: bool = False) -> None:
-    """Refuses, before any work, an output that could not be written or would replace a folder."""
-    if path is None:
-        return
-    if folder and os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        raise InputError(f"{path}: exists, expected a new folder")
-    if not folder and os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, expected a file")
-    parent = next(up for up in Path(os.path.abspath(path)).parents if os.path.lexists(up))
-    if not parent.is_dir():
-        raise InputError(f"{path}: cannot be written, for {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: cannot be written (no permission in {parent})")
 
 
 def _prompt_lines(path: str | None) -> list[str]:
@@ -283,7 +195,7 @@ COMMANDS = {
     "run": _run,
     "generate": _generate,
     "evaluate": _evaluate,
-    "merge": _merge,
+    "merge": merge,
     "convert": _convert,
 }
 

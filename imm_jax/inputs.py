@@ -1,0 +1,45 @@
+"""What commands do before they work: find models, refuse outputs that cannot be written."""
+
+import os
+from pathlib import Path
+
+from imm_jax.errors import InputError
+
+
+def open_model(source: str, revision: str | None = None):
+    """Where a model is, and its tokenizer, checked to fit the model before weights are read."""
+    from imm_jax.models.load import read_config
+    from imm_jax.models.sources import resolve
+    from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
+
+    resolved = resolve(source, revision=revision)
+    config = read_config(resolved)
+    tokenizer = load_tokenizer(resolved)
+    try:
+        check_tokenizer(tokenizer, config)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    return resolved, tokenizer
+
+
+def generation_config(source) -> dict | None:
+    """What a model folder says of generation; None where it says nothing."""
+    from imm_jax.models.huggingface.weights import GENERATION_CONFIG, read_json
+
+    path = source.path / GENERATION_CONFIG
+    return read_json(path) if source.kind == "folder" and path.is_file() else None
+
+
+def check_output(path: str | None, *, folder: bool = False) -> None:
+    """Refuses, before any work, an output that could not be written or would replace a folder."""
+    if path is None:
+        return
+    if folder and os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        raise InputError(f"{path}: exists, expected a new folder")
+    if not folder and os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, expected a file")
+    parent = next(up for up in Path(os.path.abspath(path)).parents if os.path.lexists(up))
+    if not parent.is_dir():
+        raise InputError(f"{path}: cannot be written, for {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written (no permission in {parent})")

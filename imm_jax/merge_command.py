@@ -1,0 +1,130 @@
+"""The ``merge`` command: a recipe's models, or a model and one that was tuned from it."""
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+from imm_jax.console import Stop
+from imm_jax.errors import InputError
+from imm_jax.inputs import check_output, generation_config, open_model
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    if args.model.endswith((".yaml", ".yml")):
+        _merge_recipe(args)
+    else:
+        _merge_pair(args)
+
+
+def _merge_recipe(args: argparse.Namespace) -> None:
+    from imm_jax.recipes.run import merge_files
+
+    for option in ("weight", "drop_rate", "from_"):
+        if getattr(args, option) is not None:
+            name = option.strip("_").replace("_", "-")
+            raise InputError(f"--{name}: not for a recipe, expected it in {args.model}")
+    if args.second and args.output:
+        raise InputError(f"{args.second} and --output {args.output}: expected one output folder")
+    output = args.second or args.output
+    if not output:
+        raise InputError("merge: no output folder, expected imm-jax merge RECIPE.yaml FOLDER")
+    check_output(output, folder=True)
+    with Stop() as should_stop:
+        merge_files(
+            args.model,
+            output,
+            seed=args.seed,
+            max_shard_bytes=args.out_shard_size,
+            untie=args.untie,
+            truncate_vocabulary=args.truncate_vocabulary,
+            should_stop=should_stop,
+        )
+    print(output)
+
+
+def _merge_pair(args: argparse.Namespace) -> None:
+    import jax
+
+    from imm_jax.merging import drop_and_rescale, merge_params
+    from imm_jax.models.huggingface.saving import save_model
+    from imm_jax.models.load import load_model
+
+    weight = 0.5 if args.weight is None else args.weight
+    rate = 0.0 if args.drop_rate is None else args.drop_rate
+    if not args.output:
+        raise InputError("merge: no output folder, expected --output FOLDER")
+    if bool(args.second) == bool(args.from_):
+        raise InputError("merge: expected one tuned model: a second model, or --from CHECKPOINT")
+    if args.untie or args.truncate_vocabulary:
+        raise InputError("--untie, --truncate-vocabulary: for a recipe (a .yaml file) only")
+    check_output(args.output, folder=True)
+    if not math.isfinite(weight):
+        raise InputError(f"--weight: {weight}, expected a finite number")
+    if not 0 <= rate < 1:
+        raise InputError(f"--drop-rate: {rate}, expected at least 0 and below 1")
+    source, tokenizer = open_model(args.model)
+    if args.from_:
+        model, base = load_model(source.path)
+        tuned = _restore(args.from_, base)
+    else:
+        from imm_jax.models.sources import resolve
+
+        other = resolve(args.second)
+        _check_alike(args.model, source, args.second, other)
+        model, base = load_model(source.path)
+        _, tuned = load_model(other.path)
+    merged = merge_params(
+        base,
+        tuned,
+        weight=weight,
+        transform=drop_and_rescale(rate) if rate else None,
+        key=jax.random.key(args.seed),
+    )
+    save_model(
+        args.output,
+        model,
+        merged,
+        tokenizer=tokenizer,
+        generation_config=generation_config(source),
+        max_shard_bytes=args.out_shard_size,
+    )
+    print(args.output)
+
+
+def _restore(folder: str, base):
+    """The parameters in an Orbax checkpoint: a tree like ``base``, alone or under ``params``."""
+    from imm_jax.checkpoints import restore
+
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder")
+    tree = restore(folder)
+    tree = tree.get("params", tree) if isinstance(tree, dict) else tree
+    from imm_jax.merging.layout import match
+
+    try:
+        match(base, tree)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return tree
+
+
+# What models that are merged may differ in; the result has the base's.
+MAY_DIFFER = {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
+MAY_DIFFER |= {"max_position_embeddings"}
+
+
+def _check_alike(name: str, source, other_name: str, other) -> None:
+    from imm_jax.models.load import read_config
+
+    one, two = (dataclasses.asdict(read_config(resolved)) for resolved in (source, other))
+    differing = [
+        f"{key} ({one[key]!r} and {two[key]!r})"
+        for key in one.keys() - MAY_DIFFER
+        if one[key] != two[key]
+    ]
+    if differing:
+        raise InputError(
+            f"{name} and {other_name}: different architectures, in {'; '.join(sorted(differing))}"
+        )
