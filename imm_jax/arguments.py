@@ -37,12 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="imm-jax", description="Iterative Model Merging in JAX.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, description: str, example: str, several: str = ""):
+    def add(name: str, description: str, example: str, several: str = "", table: str = ""):
         sub = commands.add_parser(
             name,
             help=description,
             description=textwrap.fill(description, 79),
-            epilog=f"example:\n  {example}",
+            epilog=f"{table}example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(command=name, several=several)
@@ -92,9 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "Merge the models of a recipe (mergekit's YAML) into a new folder, in the memory of a few "
         "blocks; or a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - "
         "base), with the base's tokenizer. After a kill, the same command goes on.",
-        "imm-jax merge recipe.yaml merged/\n"
-        "  imm-jax merge base/ tuned/ --weight 0.5 --drop-rate 0.2 --output merged/\n\n"
-        "methods:\n" + _methods(),
+        "imm-jax merge recipe.yaml merged/",
+        table=f"methods:\n{_methods()}\n\n",
     )
     sub.add_argument("model", metavar="RECIPE|BASE", help="a .yaml file; or " + MODEL_HELP)
     sub.add_argument(
