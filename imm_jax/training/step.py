@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Int
 
 from imm_jax.models.decoder import unembedding
+from imm_jax.sharding import constrain_params
 from imm_jax.training.batching import Batch
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.loss import LossSums, response_loss
@@ -67,12 +68,13 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def accumulate(index, total):
-            grads, sums = jax.grad(loss_sum, has_aux=True)(state.params, batch, index)
-            return jax.tree.map(jnp.add, total, (grads, sums))
+            new = jax.grad(loss_sum, has_aux=True)(state.params, batch, index)
+            return jax.tree.map(jnp.add, total, constrain_params(new))
 
         # A loop to a traced count: a short last batch, or a well-packed one, costs no more than it
         # holds, and none compiles anew.
         zeros = jax.tree.map(jnp.zeros_like, (state.params, LossSums(*jnp.zeros(3))))
+        zeros = constrain_params(zeros)
         grads, sums = jax.lax.fori_loop(0, batch.micro_batches, accumulate, zeros)
         grads = jax.tree.map(lambda g: g / sums.tokens, grads)
 
@@ -86,6 +88,7 @@ def make_train_step(
             "learning_rate": learning_rate(config, **counts),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, state.total_steps, params, opt_state), metrics
+        new = TrainState(state.step + 1, state.total_steps, params, opt_state)
+        return constrain_params(new), metrics
 
     return train_step
