@@ -191,11 +191,12 @@ def current_sizes() -> Sizes:
     return dict(mesh.shape) if mesh.axis_names == AXES else dict.fromkeys(AXES, 1)
 
 
-def constrain_params(tree: PyTree) -> PyTree:
-    """``tree`` with every parameter in it split by the table."""
+def constrain_params(tree: PyTree, over: tuple[str, ...] = AXES) -> PyTree:
+    """``tree`` with every parameter in it split by the table, over these axes alone."""
     sizes = current_sizes()
     if prod(sizes.values()) == 1:
         return tree
+    sizes = {axis: size if axis in over else 1 for axis, size in sizes.items()}
     place = jax.lax.with_sharding_constraint
     return map_with_path(lambda path, x: place(x, partition(path, x.shape, sizes)), tree)
 

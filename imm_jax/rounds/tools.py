@@ -14,7 +14,8 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.round import Tools
 from imm_jax.rounds.select import from_rows, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.sampling.engine import check_lengths, decode_weights, end_tokens
+from imm_jax.sampling.decode import decode_weights
+from imm_jax.sampling.engine import check_lengths, end_tokens
 from imm_jax.tasks.prompts import get_style, training_style
 from imm_jax.tasks.types import Task
 from imm_jax.training.batching import Sequence as TokenSequence
