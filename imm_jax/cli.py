@@ -55,7 +55,8 @@ def _run(args: argparse.Namespace) -> None:
 
     name = Path(args.config).stem
     output = Path(args.output or Path("runs") / (f"{name}-smoke" if args.smoke else name))
-    config = load_config(args.config, args.overrides, smoke=args.smoke)
+    mesh = [f"mesh={args.mesh}"] if args.mesh else []
+    config = load_config(args.config, [*args.overrides, *mesh], smoke=args.smoke)
     with Stop() as should_stop:
         rows = run(config, output, should_stop=should_stop)
     plot(rows, output / "plot.png", f"{name}: {config.model.rsplit('/', 1)[-1]}")

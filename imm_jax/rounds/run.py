@@ -15,6 +15,7 @@ from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
@@ -23,6 +24,7 @@ from imm_jax.rounds.round import improve
 from imm_jax.rounds.select import check_rule
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
+from imm_jax.sharding import make_mesh, param_shardings
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
 from imm_jax.tasks.types import Task
@@ -74,8 +76,10 @@ def run(
 
 
 def check_settings(config: RunConfig) -> None:
-    """Refuses names that nothing answers to, before anything is loaded."""
+    """Refuses names that nothing answers to, and a mesh that is not there, before loading."""
     check_rule(config.select.rule)
+    if config.mesh is not None:
+        make_mesh(config.mesh)
     for key in ("sample_style", "evaluate_style", "train_style"):
         style = getattr(config.data, key)
         if style is not None and style not in STYLES:
@@ -123,14 +127,18 @@ def load_bench(
     model = Decoder(config=architecture, dtype=compute)
     bench = Bench(config, model, tokenizer, tasks, should_stop)
     check_prompts(bench)
-    _, params = load_model(config.model, dtype=jnp.dtype(config.dtype), revision=config.revision)
     # On a named device, as restored weights are: else the same programs are compiled twice.
-    params = jax.device_put(params, jax.devices()[0])
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if config.mesh is not None:
+        where = param_shardings(make_mesh(config.mesh), param_shapes(architecture)).get
+    dtype = jnp.dtype(config.dtype)
+    _, params = load_model(config.model, dtype=dtype, sharding=where, revision=config.revision)
     record = {
         "model": resolved.record,
         "tasks": {task.name: task.source for task in tasks},
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "mesh": config.mesh,
         "dtype": config.dtype,
     }
     return bench, params, record
