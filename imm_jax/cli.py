@@ -13,6 +13,7 @@ from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.inputs import check_output, generation_config, open_model
 from imm_jax.merge_command import merge
+from imm_jax.plan_command import plan
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -198,6 +199,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "merge": merge,
     "convert": _convert,
+    "plan": plan,
 }
 
 

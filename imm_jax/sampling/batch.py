@@ -110,7 +110,7 @@ class Batch:
 
     def _need(self, slots: int) -> None:
         """Grows the cache to at least ``slots`` slots."""
-        slots = _slots(slots)
+        slots = cache_slots(slots)
         if slots > self.layers[0][0].shape[2]:
             self.layers = grow(self.layers, slots)
 
@@ -192,7 +192,7 @@ def _bucket(count: int, unit: int) -> int:
     return max(1, -(-count // unit)) * unit
 
 
-def _slots(count: int) -> int:
+def cache_slots(count: int) -> int:
     """``count`` rounded up to a power of two times the bucket."""
     slots = SLOT_BUCKET
     while slots < count:
