@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", help="folder for the results (default: runs/<config's name>)")
     sub.add_argument("--smoke", action="store_true", help="do as little of everything as runs")
     sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
+    sub.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of process 0, for a run by "
+                     "several processes; auto: TPU pods, SLURM and Open MPI know")  # fmt: skip
+    sub.add_argument("--processes", type=_whole(1), metavar="N", help="how many there are")
+    sub.add_argument("--process", type=_whole(0), metavar="I", help="this one's number, from 0")
 
     sub = add(
         "generate",

@@ -11,6 +11,7 @@ lie; without a mesh they do nothing.
 
 import functools
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ Sizes = Mapping[str, int]
 logger = logging.getLogger("imm_jax")
 
 AXES = ("data", "fsdp", "tensor")
+LOOPBACK = ("127.", "localhost:", "[::1]:")
 REPLICATED = PartitionSpec()
 ROWS = "rows"
 BATCH = ("data", "fsdp")  # what the rows of a batch are split over
@@ -49,6 +51,55 @@ RULES = {
 }
 _PATTERNS = tuple((re.compile(f"(?:^|/)(?:{end})$"), axes) for end, axes in RULES.items())
 _IN_STACK = re.compile(r"(?:^|/)layers/(?!\d)")
+
+
+def start_hosts(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins this process with the others of a run, before any device is used.
+
+    What is not given comes from ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID``. Where nothing is given there is one process, and nothing happens.
+
+    Args:
+      coordinator: address and port of process 0, ``"10.0.0.1:1234"``; or ``"auto"``, with which jax
+        finds all three itself on TPU pods, under SLURM and under Open MPI.
+      processes: how many there are.
+      process: the number of this one, from 0.
+
+    Raises:
+      InputError: only some of them are given, one is out of range, or the others cannot be reached.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = _number("processes", "JAX_NUM_PROCESSES", processes, 1)
+    process = _number("process", "JAX_PROCESS_ID", process, 0)
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    if all(value is None for value in given.values()):
+        return
+    options: dict[str, Any] = {}
+    if coordinator != "auto":
+        if missing := [name for name, value in given.items() if value is None]:
+            raise InputError(f"hosts: {missing[0]} is missing, expected {', '.join(given)}")
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise InputError(f"coordinator: {coordinator!r}, expected ADDRESS:PORT or auto")
+        if process >= processes:
+            raise InputError(f"process: {process}, expected 0 to {processes - 1}")
+        options = {"coordinator_address": coordinator, "cluster_detection_method": "deactivate"}
+        options |= {"num_processes": processes, "process_id": process}
+        if coordinator.startswith(LOOPBACK):  # jax would listen on every interface
+            options["coordinator_bind_address"] = coordinator
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"hosts: the processes cannot be joined ({lines[0][:200]})") from error
+
+
+def _number(name: str, variable: str, given: int | None, low: int) -> int | None:
+    text = str(given) if given is not None else os.environ.get(variable)
+    if text is not None and (not text.isdecimal() or int(text) < low):
+        raise InputError(f"{name}: {text}, expected a whole number of at least {low}")
+    return None if text is None else int(text)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -77,16 +128,21 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(text: str) -> Mesh:
+def make_mesh(text: str | None) -> Mesh | None:
     """The mesh of all devices, of all processes, that ``text`` describes.
 
     Args:
-      text: ``"data=2,fsdp=4"``; axes that are not named have size 1.
+      text: ``"data=2,fsdp=4"``; axes that are not named have size 1. None is no mesh (one device)
+        for one process, and all devices along ``fsdp`` for several.
 
     Raises:
       InputError: as :func:`parse_mesh`, the sizes do not multiply to the number of devices, or a
         ``tensor`` group would span processes (each samples with a whole model of its own).
     """
+    if text is None:
+        if jax.process_count() == 1:
+            return None
+        text = f"fsdp={jax.device_count()}"
     sizes = parse_mesh(text)
     count, found = prod(sizes.values()), jax.device_count()
     if count != found:
@@ -147,6 +203,21 @@ def param_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Of an array whose dimension ``axis`` is the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _row_axes(mesh.shape)))
+
+
+def own_part(tree: PyTree) -> PyTree:
+    """This process's copy, on its own devices, of arrays that every process has whole."""
+    mesh = mesh_of(tree)
+    if mesh is None or jax.process_count() == 1:
+        return tree
+    own = mesh.local_mesh
+
+    def part(x: jax.Array) -> jax.Array:
+        pieces = [shard.data for shard in x.addressable_shards]
+        where = NamedSharding(own, x.sharding.spec)
+        return jax.make_array_from_single_device_arrays(x.shape, where, pieces)
+
+    return jax.tree.map(part, tree)
 
 
 def place_batch(mesh: Mesh | None, batch: PyTree, axis: int = 0) -> PyTree:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PRELUDE = """
 import dataclasses, json, sys
@@ -62,3 +65,39 @@ def ask(code: str, *args: object, count: int = 8) -> dict:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def in_two_processes(code: str, folder: object) -> Iterator[Callable[[], list[tuple[str, str]]]]:
+    """Starts ``code FOLDER PORT NUMBER`` twice, two devices each; they end with the block.
+
+    What it yields waits for both, which must succeed, and gives what each printed.
+    """
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    quick = environment(2) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick |= {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(port), str(number)],
+            env=quick,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+
+    def finish() -> list[tuple[str, str]]:
+        printed = [process.communicate(timeout=240) for process in processes]
+        for process, (_, errors) in zip(processes, printed):
+            assert process.returncode == 0, errors[-3000:]
+        return printed
+
+    try:
+        yield finish
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

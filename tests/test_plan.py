@@ -111,6 +111,7 @@ def workload(mesh: str, changes: dict, training: dict, **more) -> Workload:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_training_needs_what_the_compiled_step_needs(measured, name):
     work, found = workload(*STEPS[name]), measured[name]
@@ -121,6 +122,7 @@ def test_training_needs_what_the_compiled_step_needs(measured, name):
     assert found["temporaries"] / FACTOR < expected < found["temporaries"] * FACTOR
 
 
+@pytest.mark.slow
 def test_sampling_needs_what_its_programs_need(measured):
     found = measured["sampling"]
     large = workload("data=1", {"vocab_size": 32768}, LONG, sampling=SAMPLING, prompt=PROMPT)
@@ -134,6 +136,7 @@ def test_sampling_needs_what_its_programs_need(measured):
     assert found["decode"] / FACTOR < decode < found["decode"] * FACTOR
 
 
+@pytest.mark.slow
 def test_a_merge_needs_no_more_than_an_array(measured):
     work = workload("data=1", {"vocab_size": 32768}, LONG)
     assert measured["sampling"]["merge"] <= memory.merge_bytes(work) == 4 * 32768 * 128

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from imm_jax.models.cache import KVCache, Prefix, extend, init_cache, logits_of
 from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.logits import sample_tokens
-from imm_jax.sharding import ROWS, constrain, constrain_params, mesh_of, on
+from imm_jax.sharding import ROWS, constrain, constrain_params, mesh_of, on, own_part
 from imm_jax.tree import PyTree, unstack_layers
 
 
@@ -36,13 +36,13 @@ def decode_weights(params: PyTree, dtype) -> PyTree:
     """Parameters as decoding takes them: layers unstacked, cast to ``dtype``, in one program.
 
     On a mesh each part of the batch has all of them, split over ``tensor`` alone: gathered once,
-    not at every token.
+    not at every token. Each of several processes gets its own, on its own devices.
     """
     unstacked = isinstance(params["layers"], list)
     if unstacked and all(x.dtype == dtype for x in jax.tree.leaves(params)):
         return params
     with on(mesh_of(params)):
-        return _unstack_and_cast(params, jnp.dtype(dtype))
+        return own_part(_unstack_and_cast(params, jnp.dtype(dtype)))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from imm_jax import sharding
+from imm_jax import hosts, sharding
 from imm_jax.checkpoints import StepCheckpoints
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.files import atomic_write
@@ -87,7 +87,7 @@ def fit(
     run = _Run(batches, config, label, mesh)
     with ExitStack() as stack:
         if checkpoints is not None:
-            _claim(Path(checkpoints), config, batches)
+            hosts.from_primary(lambda: _claim(Path(checkpoints), config, batches))
             run.store = stack.enter_context(StepCheckpoints(checkpoints))
         run.begin(params)
         progress = stack.enter_context(Progress(label, total=len(batches), unit="step"))

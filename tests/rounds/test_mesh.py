@@ -5,6 +5,8 @@ import yaml
 
 from tests.devices import ask
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 from imm_jax import checkpoints
 from imm_jax.cli import main
@@ -65,7 +67,7 @@ def found(settings, taught, tmp_path_factory):
 
 def test_the_samples_and_the_selection_are_the_same(found):
     assert found["many samples"] and found["moved samples"] and found["files"] > 6
-    assert found["record"] == "data=2,fsdp=4"
+    assert found["record"] == {"data": 2, "fsdp": 4, "tensor": 1}
 
 
 def test_the_weights_and_figures_are_the_same(found):

@@ -4,6 +4,8 @@ import pytest
 
 from tests.devices import ask
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = """
 import re
 from imm_jax.sampling import decode

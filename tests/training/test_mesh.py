@@ -4,6 +4,8 @@ import pytest
 
 from tests.devices import ask
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """
 import re
 from imm_jax.training import fit as fits
