@@ -31,6 +31,7 @@ RULES = {
     "bucket": _at_least(1),
     "loss_chunk": _at_least(1),
     "save_every_steps": _at_least(1),
+    "max_skipped": _at_least(1),
 }
 CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
@@ -63,6 +64,8 @@ class TrainingConfig:
       compute_dtype: of matrix products; weights, optimizer state, softmax and loss are float32.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
       save_every_steps: how often the state is saved, where a checkpoint folder is given.
+      max_skipped: a step whose loss or gradient is not finite is skipped; this many in a row end
+        the fine-tune. One bad batch is an accident, three different ones are the parameters.
     """
 
     learning_rate: float = 2e-5
@@ -83,6 +86,7 @@ class TrainingConfig:
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     loss_chunk: int | None = None
     save_every_steps: int = 50
+    max_skipped: int = 3
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -30,7 +30,7 @@ PyTree = Any
 
 logger = logging.getLogger("imm_jax")
 
-METRICS = ("loss", "accuracy", "tokens", "grad_norm", "learning_rate")
+METRICS = ("loss", "accuracy", "tokens", "grad_norm", "learning_rate", "skipped")
 
 
 def fit(
@@ -61,23 +61,25 @@ def fit(
       should_stop: asked after every step; on True the state is saved and ``Interrupted`` raised.
 
     Returns:
-      The parameters and statistics: ``steps``, ``sequences``, ``truncated``, ``dropped``,
-      ``tokens`` (response tokens trained on, over all steps), ``input_tokens`` (all tokens but
-      padding), ``first_loss``, ``last_loss``, ``history`` (a list for each metric of the step); of
-      this process only, ``seconds`` and ``tokens_per_second`` (input tokens, the first step and its
-      compilation left out where there are others).
+      The parameters and statistics: ``steps``, ``skipped`` (those that changed nothing, because
+      their loss or gradient was not finite), ``sequences``, ``truncated``, ``dropped``, ``tokens``
+      (response tokens trained on, over all steps), ``input_tokens`` (all tokens but padding),
+      ``first_loss`` and ``last_loss`` (of the steps not skipped), ``history`` (a list for each
+      metric of the step, None where not finite); of this process only, ``seconds`` and
+      ``tokens_per_second`` (input tokens, the first step and its compilation left out where there
+      are others).
 
     Raises:
-      InputError: nothing to train on; a token the model does not have; a loss or gradient that is
-        not finite (the last good checkpoint stays); ``checkpoints`` belongs to another fine-tune or
-        cannot be written.
+      InputError: nothing to train on; a token the model does not have; ``config.max_skipped`` steps
+        in a row, or all there are, had a loss or gradient that is not finite (the parameters from
+        before them are saved first, in ``checkpoints``); ``checkpoints`` belongs to another
+        fine-tune or cannot be written.
       Interrupted: ``should_stop`` said so.
     """
     start = time.monotonic()
     prepared = prepare(sequences, config.max_length)
     _check_ids(prepared.sequences, model.config.vocab_size)
     batches = Batches(prepared.sequences, config, seed=seed)
-    model = model.clone(remat=config.remat, dtype=np.dtype(config.compute_dtype))
     run = _Run(batches, config, label)
     with ExitStack() as stack:
         if checkpoints is not None:
@@ -86,18 +88,23 @@ def fit(
         run.begin(params)
         progress = stack.enter_context(Progress(label, total=len(batches), unit="step"))
         progress.update(run.step)
-        # What the compiled step does not depend on must not make a second one.
-        same = dataclasses.replace(config, epochs=1, save_every_steps=1)
-        run.train(_train_step(model, same), progress, should_stop)
+        run.train(_train_step(model, config), progress, should_stop)
     new = jax.tree.map(lambda old, new: new.astype(old.dtype), params, run.state.params)
     jax.block_until_ready(new)
     stats = run.stats() | {"truncated": prepared.truncated, "dropped": prepared.dropped}
     return new, stats | {"seconds": time.monotonic() - start}
 
 
-@lru_cache(maxsize=4)
-def _train_step(model: nn.Module, config: TrainingConfig):
+def _train_step(model: nn.Module, config: TrainingConfig) -> Callable:
     """One jitted step for all fine-tunes of a run, so that later rounds compile nothing."""
+    model = model.clone(remat=config.remat, dtype=np.dtype(config.compute_dtype))
+    # What the compiled step does not depend on must not make a second one.
+    same = dataclasses.replace(config, epochs=1, save_every_steps=1, max_skipped=1)
+    return _jitted_step(model, same)
+
+
+@lru_cache(maxsize=4)
+def _jitted_step(model: nn.Module, config: TrainingConfig) -> Callable:
     return make_train_step(model, make_optimizer(config), config)
 
 
@@ -109,6 +116,7 @@ class _Run:
         self.store: StepCheckpoints | None = None
         self.state: TrainState | None = None
         self.step = self.checked = 0  # steps dispatched, steps whose metrics were looked at
+        self.limit = min(config.max_skipped, len(batches))
         self.history = np.zeros((len(METRICS), len(batches)), np.float32)
         self.metrics = None
         self.clock: list[tuple[int, float]] = []  # (step, when it was known to be done)
@@ -134,6 +142,8 @@ class _Run:
                 self.save()
                 raise Interrupted(f"{self.label}: stopped after step {self.step}/{total}")
             batch = self.batches[self.step]
+            if self.skipped_in_a_row() + 1 >= self.limit:
+                self.look(progress)  # the step under way may be the last that is let pass
             state, metrics = train_step(self.state, batch)
             # The device works on this step while the host reads what the last one gave.
             self.look(progress)
@@ -144,21 +154,43 @@ class _Run:
         self.look(progress)
 
     def look(self, progress: Progress) -> None:
-        """Fetches the metrics of the last step, if not yet done, and stops at a bad one."""
-        if self.checked == self.step:
-            return
-        values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
-        self.clock.append((self.checked, time.monotonic()))
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                kept = f"; the checkpoints in {self.store.folder} are good" if self.store else ""
-                raise InputError(
-                    f"{self.label}: {name} is {values[name]} at step {self.step}/"
-                    f"{len(self.batches)}, expected a finite number{kept}"
-                )
-        self.history[:, self.checked] = [values[name] for name in METRICS]
-        self.checked = self.step
-        progress.update(1, f"loss {values['loss']:.3f}")
+        """Fetches the metrics of the last step, if not yet done; stops where too many were bad."""
+        if self.checked < self.step:
+            values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
+            self.clock.append((self.checked, time.monotonic()))
+            self.history[:, self.checked] = [values[name] for name in METRICS]
+            self.checked = self.step
+            progress.update(1, f"loss {values['loss']:.3f}")
+            if values["skipped"]:
+                logger.warning(f"{self._what_is_wrong()}, so the step is skipped")
+        if self.skipped_in_a_row() >= self.limit:
+            self.save()
+            raise InputError(
+                f"{self._what_is_wrong()}, expected a finite number; {self.skipped_in_a_row()} "
+                f"steps in a row were skipped (training.max_skipped); {self._where_the_good_is()}"
+            )
+
+    def skipped_in_a_row(self) -> int:
+        """How many of the last steps that were looked at changed nothing."""
+        return self.checked - self._last_good()
+
+    def _last_good(self) -> int:
+        """The last step, counted from 1, that was not skipped; 0 for none."""
+        skipped = self.history[METRICS.index("skipped"), : self.checked]
+        return 1 + int(np.flatnonzero(skipped == 0).max(initial=-1))
+
+    def _what_is_wrong(self) -> str:
+        last = dict(zip(METRICS, self.history[:, self.checked - 1]))
+        name = "grad_norm" if math.isfinite(last["loss"]) else "loss"
+        step = f"step {self.checked}/{len(self.batches)}"
+        return f"{self.label}: {name} is {last[name]} at {step}"
+
+    def _where_the_good_is(self) -> str:
+        if self.store is None:
+            return "nothing is saved, for want of a checkpoint folder"
+        self.store.wait()
+        folder = self.store.folder / f"step_{self.step:08d}"
+        return f"the parameters as step {self._last_good()} left them are in {folder}"
 
     def save(self) -> None:
         if self.store is not None:
@@ -166,15 +198,21 @@ class _Run:
 
     def stats(self) -> dict[str, Any]:
         inputs = [self.batches.input_tokens(step) for step in range(len(self.batches))]
-        history = {name: row.tolist() for name, row in zip(METRICS, self.history)}
+        kept = self.history[:, self.history[METRICS.index("skipped")] == 0]
+        losses = kept[METRICS.index("loss")]
+        history = {
+            name: [value if math.isfinite(value) else None for value in row.tolist()]
+            for name, row in zip(METRICS, self.history)
+        }
         return {
             "steps": len(self.batches),
+            "skipped": len(self.batches) - kept.shape[1],
             "sequences": len(self.batches.sequences),
-            "tokens": int(self.history[METRICS.index("tokens")].sum(dtype=np.float64)),
+            "tokens": int(kept[METRICS.index("tokens")].sum(dtype=np.float64)),
             "input_tokens": sum(inputs),
             "tokens_per_second": self._speed(inputs),
-            "first_loss": history["loss"][0],
-            "last_loss": history["loss"][-1],
+            "first_loss": float(losses[0]),
+            "last_loss": float(losses[-1]),
             "history": history,
         }
 
@@ -202,7 +240,7 @@ def _claim(folder: Path, config: TrainingConfig, batches: Batches) -> None:
     for sequence in batches.sequences:
         digest.update(np.int32([sequence.prompt_length, *sequence.tokens, -1]).tobytes())
     mine = {"seed": batches.seed, "sequences": digest.hexdigest(), **dataclasses.asdict(config)}
-    del mine["save_every_steps"]
+    del mine["save_every_steps"], mine["max_skipped"]
     path = folder / "fit.json"
     if path.exists():
         try:

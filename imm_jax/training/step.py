@@ -47,9 +47,11 @@ def make_train_step(
     """Returns the jitted ``train_step(state, batch) -> (state, metrics)``; the state is donated.
 
     Gradients of the micro batches are summed and divided by the response tokens of the whole batch,
-    so the split into micro batches does not show in the result. Metrics, all float32 scalars: loss
-    (nats a response token), accuracy (share of them ranked first), tokens (how many), grad_norm
-    (before clipping), learning_rate.
+    so the split into micro batches does not show in the result. Where the loss or the norm of the
+    gradient is not finite, parameters and optimizer state stay as they are; the step still counts,
+    so the schedule ends where it should. Metrics, all float32 scalars: loss (nats a response
+    token), accuracy (share of them ranked first), tokens (how many), grad_norm (before clipping),
+    learning_rate, skipped (1 where the step changed nothing, else 0).
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -78,14 +80,18 @@ def make_train_step(
 
         counts = {"step": state.step, "total_steps": state.total_steps}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **counts)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+        new, old = (optax.apply_updates(state.params, updates), opt_state), state[2:]
+        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
         metrics = {
             "loss": sums.loss / sums.tokens,
             "accuracy": sums.correct / sums.tokens,
             "tokens": sums.tokens,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": learning_rate(config, **counts),
+            "skipped": 1.0 - good,
         }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, state.total_steps, params, opt_state), metrics
+        return TrainState(state.step + 1, state.total_steps, *new), metrics
 
     return train_step

@@ -41,6 +41,7 @@ def test_the_paper_preset_has_the_papers_values():
         ("loss_chunk", 0, "at least 1"),
         ("save_every_steps", 0, "at least 1"),
         ("bucket", 0, "at least 1"),
+        ("max_skipped", 0, "at least 1"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(key, value, expected):
