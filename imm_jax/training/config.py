@@ -35,13 +35,15 @@ RULES = {
 }
 CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
+    "optimizer": ("adamw", "adafactor"),
+    "mu_dtype": ("float32", "bfloat16"),
     "compute_dtype": ("float32", "bfloat16", "float16"),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Full-parameter AdamW on response tokens, as the paper's repository runs it.
+    """How to fine-tune on response tokens; by default all parameters, with AdamW, as in the paper.
 
     Attributes:
       learning_rate: peak of the schedule.
@@ -52,10 +54,13 @@ class TrainingConfig:
       max_length: tokens of a sequence, prompt and response; longer ones are cut.
       warmup_ratio: share of the steps in which the rate rises from 0; then ``schedule``.
       schedule: ``cosine`` and ``linear`` fall to 0 at the end.
+      optimizer: ``adamw`` holds 8 bytes of state a parameter, ``adafactor`` (factored second
+        moments, no first) next to none; a learning rate means the same for both.
       weight_decay: decoupled; kernels and embeddings only.
-      b1: decay of Adam's first moment.
-      b2: decay of Adam's second moment.
-      eps: Adam's epsilon.
+      b1: decay of AdamW's first moment.
+      b2: decay of AdamW's second moment.
+      eps: AdamW's epsilon.
+      mu_dtype: of AdamW's first moment; ``bfloat16`` saves 2 of the 8 bytes and rounds b1 too.
       max_grad_norm: gradients of a greater global norm are scaled down to it; None: never.
       packing: several sequences share a row (attention and positions keep them apart), else one
         right-padded sequence a row.
@@ -75,10 +80,12 @@ class TrainingConfig:
     max_length: int = 512
     warmup_ratio: float = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
     weight_decay: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
     max_grad_norm: float | None = 1.0
     packing: bool = True
     bucket: int = 32
@@ -91,6 +98,11 @@ class TrainingConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
+        if self.optimizer == "adafactor" and self.mu_dtype != "float32":
+            raise InputError(
+                f"training.mu_dtype: found {self.mu_dtype!r}, expected float32, because adafactor "
+                "holds no first moment"
+            )
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:

@@ -79,11 +79,14 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / sums.tokens, grads)
 
         counts = {"step": state.step, "total_steps": state.total_steps}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **counts)
         norm = optax.global_norm(grads)
         good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
-        new, old = (optax.apply_updates(state.params, updates), opt_state), state[2:]
-        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+
+        def update(params, opt_state):
+            updates, opt_state = optimizer.update(grads, opt_state, params, **counts)
+            return optax.apply_updates(params, updates), opt_state
+
+        new = jax.lax.cond(good, update, lambda *old: old, state.params, state.opt_state)
         metrics = {
             "loss": sums.loss / sums.tokens,
             "accuracy": sums.correct / sums.tokens,
