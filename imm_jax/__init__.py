@@ -16,6 +16,7 @@ _EXPORTS = {
     "Example": "imm_jax.tasks",
     "InputError": "imm_jax.errors",
     "Interrupted": "imm_jax.errors",
+    "LoraConfig": "imm_jax.training.config",
     "ModelConfig": "imm_jax.models.config",
     "RunConfig": "imm_jax.config",
     "SamplingConfig": "imm_jax.sampling.config",

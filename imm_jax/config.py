@@ -279,6 +279,7 @@ def _put(data: dict, key: str, value: Any, where: str) -> None:
 
 def _check_keys(cls: type, data: Any, source: str, path: str) -> None:
     """Refuses unknown keys at any depth."""
+    cls = next((c for c in typing.get_args(cls) if dataclasses.is_dataclass(c)), cls)  # ... | None
     if not dataclasses.is_dataclass(cls) or not isinstance(data, dict):
         return
     hints = typing.get_type_hints(cls)

@@ -15,6 +15,7 @@ from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
@@ -26,6 +27,7 @@ from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tool
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
 from imm_jax.tasks.types import Task
+from imm_jax.training.lora import target_kernels
 
 logger = logging.getLogger("imm_jax")
 
@@ -118,6 +120,8 @@ def load_bench(
     resolved = resolve(config.model, revision=config.revision)
     architecture, tokenizer = read_config(resolved), load_tokenizer(resolved)
     check_tokenizer(tokenizer, architecture)
+    if config.training.lora is not None:
+        target_kernels(param_shapes(architecture), config.training.lora)
     # XLA:CPU has no bfloat16 arithmetic; it would convert the weights at every use.
     compute = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     model = Decoder(config=architecture, dtype=compute)

@@ -32,6 +32,8 @@ RULES = {
     "loss_chunk": _at_least(1),
     "save_every_steps": _at_least(1),
     "max_skipped": _at_least(1),
+    "rank": _at_least(1),
+    "alpha": ((lambda x: x > 0), "a number above 0"),
 }
 CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
@@ -39,6 +41,31 @@ CHOICES = {
     "mu_dtype": ("float32", "bfloat16"),
     "compute_dtype": ("float32", "bfloat16", "float16"),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) in the place of a full fine-tune.
+
+    Attributes:
+      rank: of an adapter; each holds ``rank * (in + out)`` parameters.
+      alpha: the adapter's product counts ``alpha / rank`` times.
+      targets: which kernels of the layers get one: patterns of paths with ``*`` and ``?``
+        (``"layers/attn/*"``), or the path of a part (``"layers/mlp"``).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("layers",)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self)[:2]:
+            _check(field, getattr(self, field.name), "training.lora")
+        texts = isinstance(self.targets, tuple) and all(isinstance(t, str) for t in self.targets)
+        if not texts or not self.targets:
+            raise InputError(
+                f"training.lora.targets: found {self.targets!r}, expected one or more patterns"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +96,7 @@ class TrainingConfig:
       compute_dtype: of matrix products; weights, optimizer state, softmax and loss are float32.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
       save_every_steps: how often the state is saved, where a checkpoint folder is given.
+      lora: train adapters of this kind and leave the parameters as they are; None: train them all.
       max_skipped: a step whose loss or gradient is not finite is skipped; this many in a row end
         the fine-tune. One bad batch is an accident, three different ones are the parameters.
     """
@@ -94,10 +122,14 @@ class TrainingConfig:
     loss_chunk: int | None = None
     save_every_steps: int = 50
     max_skipped: int = 3
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            if field.name != "lora":
+                _check(field, getattr(self, field.name), "training")
+        if not isinstance(self.lora, LoraConfig | None):
+            raise InputError(f"training.lora: found {self.lora!r}, expected a LoraConfig or None")
         if self.optimizer == "adafactor" and self.mu_dtype != "float32":
             raise InputError(
                 f"training.mu_dtype: found {self.mu_dtype!r}, expected float32, because adafactor "
@@ -105,12 +137,12 @@ class TrainingConfig:
             )
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
+def _check(field: dataclasses.Field, value: Any, place: str) -> None:
     if value is None and type(None) in typing.get_args(field.type):
         return
     expected = _expected(field, value)
     if expected:
-        raise InputError(f"training.{field.name}: found {value!r}, expected {expected}")
+        raise InputError(f"{place}.{field.name}: found {value!r}, expected {expected}")
 
 
 def _expected(field: dataclasses.Field, value: Any) -> str:

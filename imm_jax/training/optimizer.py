@@ -90,8 +90,9 @@ def _each_tensor(scaling: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _decayed(params: PyTree) -> PyTree:
-    """Kernels and embeddings decay; norms and biases do not."""
-    return map_with_path(lambda path, _: path.endswith(("kernel", "embedding")), params)
+    """Kernels, their adapters and embeddings decay; norms and biases do not."""
+    names = ("kernel", "kernel/a", "kernel/b", "embedding")
+    return map_with_path(lambda path, _: path.endswith(names), params)
 
 
 def _scale_by_schedule(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:

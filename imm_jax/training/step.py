@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from imm_jax.models.decoder import unembedding
 from imm_jax.training.batching import Batch
 from imm_jax.training.config import TrainingConfig
+from imm_jax.training.lora import attach, low_rank
 from imm_jax.training.loss import LossSums, response_loss
 from imm_jax.training.optimizer import learning_rate
 
@@ -21,7 +22,10 @@ Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """Everything an update changes, and how many there will be (the schedule reads it)."""
+    """Everything an update changes, and how many there will be (the schedule reads it).
+
+    ``params`` is what is trained: the model's parameters, or LoRA adapters.
+    """
 
     step: Int[Array, ""]
     total_steps: Int[Array, ""]
@@ -43,8 +47,11 @@ def init_state(
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: TrainingConfig
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted ``train_step(state, batch) -> (state, metrics)``; the state is donated.
+
+    With ``config.lora`` it is ``train_step(state, batch, frozen)``, the model's parameters being a
+    third argument that stays as it is, in its own dtype.
 
     Gradients of the micro batches are summed and divided by the response tokens of the whole batch,
     so the split into micro batches does not show in the result. Where the loss or the norm of the
@@ -55,11 +62,14 @@ def make_train_step(
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def loss_sum(params: PyTree, batch: Batch, index) -> tuple[Array, LossSums]:
+    def loss_sum(params: PyTree, frozen: PyTree, batch: Batch, index) -> tuple[Array, LossSums]:
         tokens, targets, mask, positions, segment_ids = jax.tree.map(lambda x: x[index], batch[:5])
-        hidden_BTD = model.apply(
-            {"params": params}, tokens, positions, segment_ids, method="hidden"
-        )
+        if config.lora is not None:
+            params = attach(frozen, params, config.lora.alpha)
+        with nn.intercept_methods(low_rank):  # does nothing where nothing is attached
+            hidden_BTD = model.apply(
+                {"params": params}, tokens, positions, segment_ids, method="hidden"
+            )
         softcap = model.config.final_logit_softcapping
         sums = response_loss(
             hidden_BTD, unembedding(params), targets, mask, chunk=config.loss_chunk, softcap=softcap
@@ -67,9 +77,11 @@ def make_train_step(
         return sums.loss, sums
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: PyTree = None
+    ) -> tuple[TrainState, Metrics]:
         def accumulate(index, total):
-            grads, sums = jax.grad(loss_sum, has_aux=True)(state.params, batch, index)
+            grads, sums = jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, index)
             return jax.tree.map(jnp.add, total, (grads, sums))
 
         # A loop to a traced count: a short last batch, or a well-packed one, costs no more than it
