@@ -74,7 +74,7 @@ def test_later_fine_tunes_compile_nothing(tiny, make_sequences, config):
     fit_module._jitted_step.cache_clear()
     longest = [Sequence(tuple(range(20)), 4)]
     for count, epochs in ((20, 1), (9, 2), (13, 3)):  # other data, other numbers of steps
-        longer = dataclasses.replace(config, epochs=epochs)
+        longer = dataclasses.replace(config, epochs=epochs, max_skipped=count)
         fit(model, params, longest + make_sequences(count, seed=count), longer, seed=0)
     assert fit_module._jitted_step.cache_info().currsize == 1
     assert fit_module._train_step(model, config)._cache_size() == 1
