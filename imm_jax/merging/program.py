@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from imm_jax.merging import exact
+from imm_jax.merging import bfloat16, exact
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.protocol import Chain, Piece, TaskVectors, Tensor
@@ -222,9 +222,12 @@ def _beside_stack(weights: tuple[Double, ...], ndim: int) -> tuple[Double, ...]:
 def _add_up(work: Work) -> Array:
     """The merged tensor."""
     (base, tuned, weights), vectors = work.inputs, work.vectors()
-    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, base.dtype)
+    if work.untouched and all(x.dtype == jnp.bfloat16 for x in (base, *tuned)):
+        merged = bfloat16.weighted_sum(base, tuned, weights)
+    else:
+        merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, base.dtype)
     unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in vectors.weights])
-    value = jnp.where(unchanged, base, merged)
+    value = exact.pick(unchanged, base, merged)
     if len(tuned) == 1 and work.untouched:
-        value = jnp.where(weights[0].hi == 1, tuned[0].astype(base.dtype), value)
+        value = exact.pick(weights[0].hi == 1, tuned[0].astype(base.dtype), value)
     return exact.with_gradient_of(merged, value)
