@@ -6,6 +6,7 @@ transform measures over the whole model comes from one more program, which only 
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from imm_jax.merging import exact, statistics
+from imm_jax.merging import bfloat16, exact, statistics
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform, rows_like
@@ -46,12 +47,14 @@ class Place(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One tensor on its way: its arrays, what it is, and its task vectors when called for."""
+    """One tensor on its way: its arrays, what it is, and its task vectors when called for.
+
+    ``vectors(after)`` gives them as they are, and as the transforms make them.
+    """
 
     inputs: Inputs
     tensor: Tensor
-    vectors: Callable[..., TaskVectors]
-    untouched: bool
+    vectors: Callable[..., tuple[TaskVectors, TaskVectors]]
 
 
 def run_all(
@@ -156,7 +159,7 @@ def run(
         base = inputs.base.astype(wide)
         tensor = Tensor(leaf.path, layer, base, keyed, leaf.leaf_path, place.start)
 
-        def vectors(after: Array | None = None) -> TaskVectors:
+        def vectors(after: Array | None = None) -> tuple[TaskVectors, TaskVectors]:
             base, tuned = inputs.base, inputs.tuned
             if after is not None:
                 # Tied to the pass of a loop, the deltas cannot be moved out of it into memory.
@@ -165,14 +168,14 @@ def run(
                 )
             base = base.astype(wide)
             deltas = tuple(exact.subtract_leaf(t.astype(wide), base) for t in tuned)
-            result = TaskVectors(deltas, inputs.weights)
+            given = result = TaskVectors(deltas, inputs.weights)
             for i, item in enumerate(transforms):
                 own = None if keyed is None else jax.random.fold_in(keyed, i)
                 statistic = shared[i] if shared[i] is not None else local[i]
                 result = item.apply(result, tensor._replace(base=base, key=own), statistic)
-            return result
+            return given, result
 
-        return finish(Work(inputs, tensor, vectors, not transforms))
+        return finish(Work(inputs, tensor, vectors))
 
     if not leaf.stacked:
         return one(inputs, None if leaf.layer is None else place.layer, local)
@@ -210,7 +213,7 @@ def _measure_tensors(
 
 def _measure_one(measure: Measure, one_device: bool, work: Work) -> Any:
     base, tuned, _ = work.inputs
-    values = lambda after=None: measure.values(work.vectors(after), work.tensor)
+    values = lambda after=None: measure.values(work.vectors(after)[1], work.tensor)
     return statistics.take(measure, [Piece(values, work.tensor, base.size, len(tuned), one_device)])
 
 
@@ -227,7 +230,7 @@ def _whole_leaf(
     local = _measure_tensors(leaf, transforms, inputs, key, place, shared)
 
     def values(after: Array | None = None) -> Any:
-        finish = lambda work: item.measure.values(work.vectors(after), work.tensor)
+        finish = lambda work: item.measure.values(work.vectors(after)[1], work.tensor)
         return run(leaf, transforms, inputs, key, place, shared, local, finish)
 
     return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned), leaf.one_device)
@@ -240,10 +243,17 @@ def _tensor_of(leaf: Leaf) -> Tensor:
 
 def add_up(dtype: Any, work: Work) -> Array:
     """The merged tensor, rounded once to ``dtype``."""
-    (base, tuned, weights), vectors = work.inputs, work.vectors()
-    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, dtype)
-    unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in vectors.weights])
-    value = jnp.where(unchanged, base.astype(dtype), merged)
-    if len(tuned) == 1 and work.untouched:
-        value = jnp.where(weights[0].hi == 1, tuned[0].astype(dtype), value)
+    base, tuned, _ = work.inputs
+    given, vectors = work.vectors()
+    deltas, weights = vectors
+    untouched = len(deltas) == len(tuned) and all(map(operator.is_, deltas, given.deltas))
+    if untouched and all(x.dtype == dtype == jnp.bfloat16 for x in (base, *tuned)):
+        merged = bfloat16.weighted_sum(base, tuned, weights)
+    else:
+        merged = exact.weighted_sum(work.tensor.base, deltas, weights, dtype)
+    unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in weights])
+    value = exact.pick(unchanged, base.astype(dtype), merged)
+    if len(tuned) == 1 and untouched:
+        whole = (weights[0].hi == 1) & (weights[0].lo == 0)
+        value = exact.pick(whole, tuned[0].astype(dtype), value)
     return exact.with_gradient_of(merged, value)

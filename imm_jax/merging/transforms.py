@@ -32,6 +32,8 @@ def scale(factor: float) -> Transform:
     """Multiplies every delta by ``factor`` (mergekit's ``lambda``)."""
 
     def apply(vectors: TaskVectors, tensor: Tensor, _: Any) -> TaskVectors:
+        if isinstance(factor, (int, float)) and factor == 1:
+            return vectors
         return vectors.with_deltas(
             exact.multiply(d, to_double(factor, d.hi.dtype)) for d in vectors.deltas
         )
