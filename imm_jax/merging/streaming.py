@@ -203,9 +203,10 @@ def _map_blocks(
         leaf = kind_of(
             Leaf(part.name, part.name, None, False, None, block.shape, np.dtype(part.dtype)), used
         )
+        values = {read: _read(read, block) for read in {part.base, *part.tuned}}
         inputs = Inputs(
-            _read(part.base, block),
-            tuple(_read(read, block) for read in part.tuned),
+            values[part.base],
+            tuple(values[read] for read in part.tuned),
             tuple(
                 exact.to_double(_read(w, block) if callable(w) else np.float64(w))
                 for w in part.weights
