@@ -89,9 +89,11 @@ def make_checkpoint(folder: Path, seed: int) -> None:
 
     def values():
         for number, shape in enumerate(shapes().values()):
-            draw = lambda seed: np.random.default_rng(seed).standard_normal(shape, np.float32)
-            weights = 0.02 * draw(number)
-            yield (weights + 0.002 * draw((number, seed)) if seed else weights).astype(BFLOAT16)
+            weights = 0.02 * np.random.default_rng(number).standard_normal(shape, np.float32)
+            if seed:
+                changes = np.random.default_rng((number, seed)).standard_normal(shape, np.float32)
+                weights += 0.002 * changes
+            yield weights.astype(BFLOAT16)
 
     plan = [Planned(name, BFLOAT16, shape) for name, shape in shapes().items()]
     write_tensors(folder / "model.safetensors", plan, values())
@@ -221,8 +223,10 @@ def compare_memory(args: argparse.Namespace) -> dict:
         row = {"copy_gb_s": 2e-9 * base.nbytes / copied, "merge_gb_s": 3e-9 * base.nbytes / merged}
         row["share_of_limit"] = row["merge_gb_s"] / row["copy_gb_s"]
         result[dtype.__name__] = row
-        print(f"{dtype.__name__:<10} copy {row['copy_gb_s']:7.1f} GB/s   merge "
-              f"{row['merge_gb_s']:7.1f} GB/s   {row['share_of_limit']:.2f} of the limit")  # fmt: skip
+        print(
+            f"{dtype.__name__:<10} copy {row['copy_gb_s']:7.1f} GB/s   "
+            f"merge {row['merge_gb_s']:7.1f} GB/s   {row['share_of_limit']:.2f} of the limit"
+        )
     return result
 
 

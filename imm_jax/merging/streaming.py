@@ -259,7 +259,7 @@ _compiled = functools.lru_cache(maxsize=256)(_compile)
 
 def _values(measure: Any, work: Any, size: Array) -> Any:
     """What is gathered of a block: its values, or partial sums of them without the padding."""
-    values = measure.values(work.vectors()[1], work.tensor)
+    values = measure.values(*work.view()[1:])
     if not isinstance(measure, Totals):
         return values
 
