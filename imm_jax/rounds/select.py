@@ -21,21 +21,21 @@ class Rule(NamedTuple):
     Attributes:
       keep: samples, settings and aids to the samples that pass.
       gold: whether it reads the gold answers.
-      judge: whether it asks a model.
+      needs: the fields of ``Aids`` that it cannot do without.
     """
 
     keep: RuleFunction
     gold: bool = False
-    judge: bool = False
+    needs: tuple[str, ...] = ()
 
 
 RULES = {
     "correct": Rule(rules.correct, gold=True),
-    "math_verify": Rule(rules.math_verify, gold=True),
+    "math_verify": Rule(rules.math_verify, gold=True, needs=("task",)),
     "finished": Rule(rules.finished),
     "majority_vote": Rule(rules.majority_vote),
     "sharpening": Rule(rules.sharpening),
-    "self_verify": Rule(self_verify, judge=True),
+    "self_verify": Rule(self_verify, needs=("task", "judge")),
 }
 
 
@@ -71,12 +71,11 @@ def select(
         that there would be nothing to train on.
     """
     check_rule(config.rule)
-    rule = RULES[config.rule]
-    if (rule.judge and judge is None) or (config.rule == "math_verify" and task is None):
-        raise InputError(
-            f"select.rule: {config.rule!r} needs a {'judge' if rule.judge else 'task'}"
-        )
-    passed = rule.keep(answers, config, Aids(task=task, judge=judge))
+    rule, aids = RULES[config.rule], Aids(task=task, judge=judge)
+    for name in rule.needs:
+        if getattr(aids, name) is None:
+            raise InputError(f"select.rule: {config.rule!r} needs a {name}, found none")
+    passed = rule.keep(answers, config, aids)
     kept = deduplicate(passed, KEYS[config.duplicates]) if config.deduplicate else passed
     kept = cap(kept, _quotas(passed, answers, config))
     if not kept:

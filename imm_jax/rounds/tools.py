@@ -54,7 +54,7 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
         current: Later[PyTree], answers: Sequence[Answer], t: int, stages: Stages
     ) -> list[Answer]:
         config, judge = bench.config, None
-        if RULES[config.select.rule].judge:
+        if "judge" in RULES[config.select.rule].needs:
             judge = make_judge(
                 config,
                 bench.model,

@@ -74,12 +74,12 @@ def test_rules_without_gold_answers_do_not_see_them():
     one = samples(a="xYY", b="Xyyx", c="x")
     other = [row.__class__(**{**vars(row), "correct": not row.correct}) for row in one]
     for name, rule in RULES.items():
-        if not rule.gold and not rule.judge:
+        if not rule.gold and not rule.needs:
             config = SelectConfig(rule=name)
             assert names(select(one, config)) == names(select(other, config)), name
 
 
-@pytest.mark.parametrize("name", ["math_verify", *(n for n, rule in RULES.items() if rule.judge)])
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.needs])
 def test_what_a_rule_needs_is_asked_for(name):
     with pytest.raises(InputError, match=f"select.rule: '{name}' needs a"):
         select(samples(a="A"), SelectConfig(rule=name))
