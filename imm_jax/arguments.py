@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(
         "evaluate",
-        "Accuracy on tasks.",
+        "Accuracy on tasks with intervals; with --samples also pass@k and majority vote.",
         f"imm-jax evaluate {SMOLLM2} builtin:one_step builtin:two_step --questions 100",
         several="tasks",
     )
@@ -85,6 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--style", default="few_shot", help="prompt style (default: few_shot)")
     sub.add_argument("--shots", type=_whole(0), default=8, help="worked examples (default: 8)")
+    sub.add_argument(
+        "--scoring",
+        choices=("generate", "loglikelihood"),
+        default="generate",
+        help="generate answers, or rank the options of multiple choice by their log-likelihood, "
+        "16 side by side unless --batch-size says otherwise (default: generate)",
+    )
+    sub.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="a second model on the same questions, with McNemar's exact test",
+    )
     _add_sampling(sub, temperature=0.0)
 
     sub = add(
@@ -168,6 +180,6 @@ def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--min-p", type=float, default=0.0)
     sub.add_argument("--max-new-tokens", type=int, default=256)
-    sub.add_argument("--batch-size", type=int, default=64, help="samples decoded side by side")
+    sub.add_argument("--batch-size", type=int, help="samples decoded side by side (default: 64)")
     sub.add_argument("--seed", type=_whole(0), default=0)
     sub.add_argument("--output", help="write the results to this file")

@@ -296,6 +296,10 @@ OTHERS = {
     "evaluate: unknown task": case(("evaluate", "model", "builtin:two_stp"), "(did you mean 'two_step'?)"),
     "evaluate: one name twice": case((*EVALUATE, "test.jsonl"), "two tasks are named test"),
     "evaluate: style": case((*EVALUATE[:3], "--style", "planes"), "unknown prompt style 'planes'"),
+    "evaluate: no options": case((*EVALUATE, "--scoring", "loglikelihood"), "task test: its questions have no options to score"),
+    "evaluate: samples of options": case((*EVALUATE, "--scoring", "loglikelihood", "--samples", "2"), "--samples: 2, expected 1"),
+    "evaluate: unknown other": case((*EVALUATE, "--compare", "nowhere/at/all"), "nowhere/at/all"),
+    "evaluate: batch size": case((*EVALUATE, "--batch-size", "0"), "batch_size: 0, expected at least 1"),
     "evaluate: output": case((*EVALUATE, "--output", "run.yaml/x.json"), "run.yaml/x.json: cannot be written", "is a file"),
 }  # fmt: skip
 

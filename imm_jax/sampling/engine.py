@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from imm_jax.errors import InputError, Interrupted
-from imm_jax.models.cache import Prefix, init_cache
+from imm_jax.models.cache import init_cache
 from imm_jax.models.decoder import Decoder
 from imm_jax.progress import Progress
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import Rows, admit, decode_chunk, prefill, resize
+from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 from imm_jax.sampling.text import Sample, finish
 from imm_jax.tree import PyTree, unstack_layers
 
 LENGTH_BUCKET = 32  # prompts are padded to a multiple of it
-PREFIX_BUCKET = 128  # and so is a prefix that all prompts share
-PREFIX_MIN = 16  # a shorter one is not worth a program of its own
 SLOT_BUCKET = 64  # a cache has this many slots times a power of two
 PREFILL_ROWS = 16  # prompts prefilled side by side
 REFILL = 8  # waiting samples are admitted when this part of the batch is free
@@ -156,21 +155,6 @@ def _keys(seed: int | jax.Array, ids: Sequence[str], samples: int) -> np.ndarray
     return np.asarray(jax.random.key_data(keys))
 
 
-def _shared_prefix(tokens: list[tuple[int, ...]]) -> int:
-    """How many tokens all prompts share, less than any prompt has; 0 where it is not worth it."""
-    first, last = min(tokens), max(tokens)
-    count = 0
-    while count < min(len(first), len(last)) and first[count] == last[count]:
-        count += 1
-    count = min(count, min(map(len, tokens)) - 1)
-    return 0 if first == last or count < PREFIX_MIN else count
-
-
-def _bucket(count: int, unit: int) -> int:
-    """``count`` rounded up to a multiple of ``unit``."""
-    return max(1, -(-count // unit)) * unit
-
-
 def _slots(count: int) -> int:
     """``count`` rounded up to a power of two times the bucket."""
     slots = SLOT_BUCKET
@@ -193,17 +177,11 @@ class _Batch:
         self.model, self.tokens, self.config, self.eos = model, tokens, config, eos
         self.chunk = config.chunk or (8 if jax.default_backend() == "cpu" else 32)
         self.weights = decode_weights(params, model.dtype)
-        self.shared = _shared_prefix(tokens)
-        self.prefix = self._prefill_prefix() if self.shared else None
+        self.shared = shared_length(tokens)
+        self.prefix = make_prefix(model, self.weights, tokens[0][: self.shared])
         self.layers: list | None = None
         self.owners: list[_Row | None] = []
         self.rows: Rows | None = None
-
-    def _prefill_prefix(self) -> Prefix:
-        tokens = np.zeros((1, _bucket(self.shared, PREFIX_BUCKET)), np.int32)
-        tokens[0, : self.shared] = self.tokens[0][: self.shared]
-        layers = prefill(self.model, self.weights, None, tokens)
-        return Prefix([(k[0], v[0]) for k, v in layers], np.int32(self.shared))
 
     @property
     def active(self) -> list[tuple[int, _Row]]:
@@ -251,7 +229,7 @@ class _Batch:
         bodies = [self.tokens[p][self.shared : -1] for p in prompts]
         if not any(bodies):
             return
-        length = _bucket(max(map(len, bodies)), LENGTH_BUCKET)
+        length = bucket(max(map(len, bodies)), LENGTH_BUCKET)
         self._need(length)
         padded = np.zeros((_shrunk(PREFILL_ROWS, len(prompts)), length), np.int32)
         for i, body in enumerate(bodies):
