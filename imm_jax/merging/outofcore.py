@@ -122,21 +122,22 @@ def _guess(sample: np.ndarray, share: float, margin: float) -> tuple[int, int]:
     return (int(values[0]) if low > 0 else 0, int(values[-1]) + 1 if high < count else WHOLE[1])
 
 
-def row_ranks(x: np.ndarray) -> np.ndarray:
-    """Each element's rank in its row (the last axis), as :class:`imm_jax.merging.Ranks` has it.
+def row_ranks(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Each element's rank in its row along ``axis``, as :class:`imm_jax.merging.Ranks` has it.
 
     Sorting pairs of bits and positions as one integer keeps the order of elements that tie.
     """
-    length = x.shape[-1] if x.ndim else 1
+    length = x.shape[axis] if x.ndim else 1
     if length < 2:
         return np.full(x.shape, 0.5, np.float32)
-    rows = np.ascontiguousarray(x, np.float32).reshape(-1, length)
+    moved = np.moveaxis(x, axis, -1)
+    rows = np.ascontiguousarray(moved, np.float32).reshape(-1, length)
     ranks = np.empty_like(rows)
     step = max(1, IN_CACHE // length)
     parts = [slice(i, i + step) for i in range(0, len(rows), step)]
     # NumPy sorts without Python's lock.
     list(_threads().map(lambda part: _rank(rows[part], ranks[part]), parts))
-    return ranks.reshape(x.shape)
+    return np.moveaxis(ranks.reshape(moved.shape), -1, axis)
 
 
 def _rank(rows: np.ndarray, ranks: np.ndarray) -> None:

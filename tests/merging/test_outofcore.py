@@ -124,8 +124,8 @@ def test_row_ranks_are_a_stable_argsort(rows, length, values, in_cache):
         assert (found == 0.5).all()
         return
     for row, ranks in zip(x.view(np.int32), found):
-        expected = np.empty(length, np.float32)
-        expected[np.argsort(row, kind="stable")] = np.arange(length, dtype=np.float32) / (length - 1)
+        expected, shares = np.empty(length, np.float32), np.arange(length) / np.float64(length - 1)
+        expected[np.argsort(row, kind="stable")] = shares
         np.testing.assert_array_equal(ranks, expected)
 
 
