@@ -1,6 +1,7 @@
 """Methods that take over some elements of a model and leave others: SCE and Arcee Fusion."""
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ from imm_jax.merging.protocol import (
     shareable,
     transform,
 )
+from imm_jax.merging.reductions import unjoined
 from imm_jax.merging.statistics import Largest, Totals
+from imm_jax.merging.transforms import mean_of_agreeing
 
 TINY = 1e-8
 
@@ -38,13 +41,15 @@ def select_by_variance(select_topk: float) -> Transform:
     require_share(select_topk, "select_topk")
 
     def spread(vectors: TaskVectors, tensor: Tensor) -> list[Array]:
-        """The standard deviation, from parts scaled so that no square vanishes."""
+        """The sum of squared distances from the mean."""
         deltas = [d.hi for d in vectors.deltas]
-        mean = sum(deltas) * (1 / len(deltas))
-        top = functools.reduce(jnp.maximum, [jnp.abs(d - mean) for d in deltas])
-        safe = jnp.where(top > 0, top, 1)
-        squares = sum(jnp.square((d - mean) / safe) for d in deltas)
-        return [jnp.where(top > 0, top * jnp.sqrt(squares / len(deltas)), 0)]
+        mean = functools.reduce(operator.add, deltas) * (1 / len(deltas))
+        # Each time it is computed, it must have the same bits.
+        return [
+            functools.reduce(
+                operator.add, [unjoined(jnp.square(d - unjoined(mean))) for d in deltas]
+            )
+        ]
 
     def ranks(varying: Sequence[Any], models: int) -> list[list[Any]]:
         return [[_share_of(n, select_topk)] for n in varying]
@@ -76,12 +81,8 @@ def weigh_by_energy() -> Transform:
         sign = jnp.where(sum(deltas) >= 0, 1.0, -1.0)
         agree = [jnp.sign(d) == sign for d in deltas]
         top = functools.reduce(jnp.maximum, sums)
-        shares = [
-            jnp.where(a, e / jnp.where(top > 0, top, 1), 0)
-            for a, e in zip(agree, sums, strict=True)
-        ]
-        whole = sum(shares)
-        return vectors.with_weights(e / jnp.where(whole > 0, whole, 1) for e in shares)
+        shares = [e / jnp.where(top > 0, top, 1) for e in sums]
+        return mean_of_agreeing(vectors.with_weights(shares), agree)
 
     return elementwise(apply, Totals(energies, lambda sums, size: sums))
 

@@ -199,9 +199,10 @@ def _map_blocks(
         leaf = kind_of(
             Leaf(part.name, part.name, None, False, None, block.shape, np.dtype(part.dtype)), used
         )
+        values = {read: _read(read, block) for read in {part.base, *part.tuned}}
         inputs = Inputs(
-            _read(part.base, block),
-            tuple(_read(read, block) for read in part.tuned),
+            values[part.base],
+            tuple(values[read] for read in part.tuned),
             tuple(
                 exact.to_double(_read(w, block) if callable(w) else np.float64(w))
                 for w in part.weights
@@ -255,7 +256,7 @@ _compiled = functools.lru_cache(maxsize=256)(_compile)
 
 def _values(measure: Any, work: Any, size: Array) -> Any:
     """What is gathered of a block: its values, or partial sums of them without the padding."""
-    values = measure.values(work.vectors()[1], work.tensor)
+    values = measure.values(*work.view()[1:])
     if not isinstance(measure, Totals):
         return values
 

@@ -8,7 +8,7 @@ from imm_jax.errors import InputError
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.gguf.container import open_gguf
 from imm_jax.models.gguf.tokenizer import read_tokenizer
-from imm_jax.models.sources import ResolvedModel
+from imm_jax.models.sources import ResolvedModel, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,11 +24,14 @@ def load_tokenizer(model: ResolvedModel | str | os.PathLike) -> "PreTrainedToken
     a GGUF file through :func:`~imm_jax.models.gguf.tokenizer.read_tokenizer`. Neither needs torch.
 
     Args:
-      model: what :func:`~imm_jax.models.sources.resolve` gave, a model folder, or a ``.gguf`` file.
+      model: what :func:`~imm_jax.models.sources.resolve` gave, a folder with tokenizer files, or
+        any source that ``resolve`` takes.
 
     Raises:
       InputError: there are no tokenizer files, or they cannot be used; names the folder or file.
     """
+    if isinstance(model, str) and not Path(model).exists():
+        model = resolve(model)
     path = model.path if isinstance(model, ResolvedModel) else Path(model)
     if path.is_dir():
         return _from_folder(path)

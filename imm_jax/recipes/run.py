@@ -96,7 +96,7 @@ def merge_files(
             for piece in merge_part(parts[name], output.transforms, key, shared.get(name)):
                 yield piece
                 progress.update(piece.nbytes)
-            for checkpoint, tensor in output.inputs:
+            for checkpoint, tensor in output.inputs:  # of what an aligned embedding has mapped
                 checkpoint.reader.release([tensor])
 
         by_name = {output.name: output for output in outputs}
@@ -164,8 +164,7 @@ def _part(output: Output, vocabulary: Vocabulary | None) -> Part:
 
 
 def _reader(source: Input) -> Read:
-    flat = source.checkpoint.flat(source.name)
-    return lambda start, stop: flat[start:stop]
+    return functools.partial(source.checkpoint.reader.read, source.name)
 
 
 def _aligned_reader(output: Output, vocabulary: Vocabulary) -> Callable[[Input], Read]:
@@ -201,8 +200,8 @@ def _weight(weight: float | str, output: Output) -> float | Read:
             f"{weight}: {output.name}: found {found}, expected floating numbers "
             f"{list(output.shape)}"
         )
-    flat = TensorReader(entries)[output.name].reshape(-1)
-    return lambda start, stop: flat[start:stop].astype(np.float32)
+    reader = TensorReader(entries)
+    return lambda start, stop: reader.read(output.name, start, stop).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,14 +15,13 @@ from imm_jax.files import atomic_folder
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.families import config_to_hf
-from imm_jax.models.huggingface.tensor_files import NAMES, Planned, write_tensors
+from imm_jax.models.huggingface.tensor_files import NAMES, Planned, aligned_empty, write_tensors
 from imm_jax.models.huggingface.weight_names import weight_sources
 from imm_jax.models.huggingface.weights import (
     CONFIG,
     GENERATION_CONFIG,
     INDEX,
     WEIGHTS,
-    aligned_empty,
     copy_into,
 )
 from imm_jax.models.layout import param_shapes
