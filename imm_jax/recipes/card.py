@@ -14,7 +14,7 @@ from imm_jax.errors import InputError
 from imm_jax.merging.table import METHODS
 from imm_jax.models.huggingface.weights import CONFIG, GENERATION_CONFIG, read_json
 from imm_jax.models.tokenizer import TOKENIZER_FILES as ONE_OF
-from imm_jax.models.tokenizer import load_tokenizer
+from imm_jax.models.tokenizer import load_tokenizer, save_tokenizer
 from imm_jax.recipes.checkpoint import Checkpoint, is_head, is_vocabulary
 from imm_jax.recipes.plan import Output, donor_of
 from imm_jax.recipes.types import Model, Recipe
@@ -50,7 +50,7 @@ def write_beside(
         tokenizer = load_tokenizer(donor.resolved) if vocabulary is None else vocabulary.tokenizer
         if template is not None:
             tokenizer.chat_template = template
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     else:
         for file in TOKENIZER_FILES:
             if (donor.folder / file).is_file():

@@ -90,7 +90,7 @@ def unfinished(folder: Path, plan: dict[str, Any], shards: Sequence[Shard]) -> I
             os.rename(beside, path)
         except (InputError, OSError) as error:
             _unmake(beside, made)
-            if isinstance(error, OSError) and _is_inside(error.filename, beside):
+            if isinstance(error, OSError) and _is_about(error, beside):
                 why = error.strerror or error
                 raise InputError(f"{folder}: cannot be written ({why})") from error
             raise
@@ -121,9 +121,13 @@ def _unmake(beside: Path, made: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def _is_inside(file: Any, folder: Path) -> bool:
-    """Whether an error speaks of a file in ``folder``; a full disk names none."""
-    return file is None or Path(os.fsdecode(file)).is_relative_to(folder)
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error speaks of a file in ``folder``, as the target of a copy or otherwise.
+
+    A full disk names no file.
+    """
+    files = [file for file in (error.filename, error.filename2) if file is not None]
+    return not files or any(Path(os.fsdecode(file)).is_relative_to(folder) for file in files)
 
 
 def write_shards(
