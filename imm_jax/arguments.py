@@ -25,9 +25,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    # argparse takes a list of positional arguments only in one piece; here they stand anywhere.
+    # argparse takes positional arguments that may be absent only in one piece with those before;
+    # here they stand anywhere.
     while rest and args.several and not rest[0].startswith("-"):
         getattr(args, args.several).append(rest.pop(0))
+    if rest and args.optional and not getattr(args, args.optional) and rest[0][:1] != "-":
+        setattr(args, args.optional, rest.pop(0))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
@@ -37,7 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="imm-jax", description="Iterative Model Merging in JAX.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, description: str, example: str, several: str = "", table: str = ""):
+    def add(
+        name: str,
+        description: str,
+        example: str,
+        several: str = "",
+        optional: str = "",
+        table: str = "",
+    ):
         sub = commands.add_parser(
             name,
             help=description,
@@ -45,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"{table}example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=name, several=several)
+        sub.set_defaults(command=name, several=several, optional=optional)
         return sub
 
     sub = add(
@@ -105,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "blocks; or a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - "
         "base), with the base's tokenizer. After a kill, the same command goes on.",
         "imm-jax merge recipe.yaml merged/",
+        optional="second",
         table=f"methods:\n{_methods()}\n\n",
     )
     sub.add_argument("model", metavar="RECIPE|BASE", help="a .yaml file; or " + MODEL_HELP)

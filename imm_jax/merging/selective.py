@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError
@@ -63,8 +64,8 @@ def select_by_variance(select_topk: float) -> Transform:
 
 
 def _share_of(count: Any, share: float) -> Any:
-    if isinstance(count, int):
-        return int(count * share)
+    if isinstance(count, int):  # in float32, as traced counts are and as mergekit's
+        return int(np.float32(count) * np.float32(share))
     return jnp.floor(count.astype(jnp.float32) * share).astype(jnp.uint32)
 
 

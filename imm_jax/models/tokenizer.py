@@ -1,6 +1,7 @@
 """Tokenizers: from a model folder's own files, or from a GGUF file's metadata."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,21 @@ def _from_folder(folder: Path) -> "PreTrainedTokenizerFast":
             "(a tokenizer.json), which is needed"
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | os.PathLike) -> None:
+    """Writes a tokenizer's files into a folder.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", config: ModelConfig) -> None:

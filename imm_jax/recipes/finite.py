@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from imm_jax.errors import InputError
-from imm_jax.models.huggingface.tensor_files import DTYPES
 from imm_jax.progress import Progress
 from imm_jax.recipes.agreement import Input
 
@@ -35,13 +34,13 @@ def check_finite(inputs: Iterable[Input]) -> None:
 
 
 def _is_finite(source: Input) -> bool:
+    reader, size = source.checkpoint.reader, math.prod(source.entry.shape)
+    starts = range(0, size, CHUNK)
+    return all(is_finite(reader.read(source.name, i, min(i + CHUNK, size))) for i in starts)
+
+
+def is_finite(values: np.ndarray) -> bool:
     """By the exponent's bits: of numbers that are not finite all are 1, and no number is larger."""
-    reader, dtype = source.checkpoint.reader, DTYPES[source.entry.dtype]
-    unsigned = np.dtype(f"u{dtype.itemsize}")
-    infinity = np.array(np.inf, dtype).view(unsigned) << 1
-    size = math.prod(source.entry.shape)
-    for start in range(0, size, CHUNK):
-        bits = reader.read(source.name, start, min(start + CHUNK, size)).view(unsigned)
-        if (bits << 1).max() >= infinity:
-            return False
-    return True
+    unsigned = np.dtype(f"u{values.itemsize}")
+    infinity = np.array(np.inf, values.dtype).view(unsigned) << 1
+    return bool((values.view(unsigned) << 1).max(initial=0) < infinity)

@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +139,7 @@ class TensorReader:
         self.entries = entries
         self.maps: dict[Path, mmap.mmap] = {}
         self.files: dict[Path, Any] = {}
+        self.lock = threading.Lock()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A read-only view of one tensor, in its stored type."""
@@ -156,8 +158,9 @@ class TensorReader:
         multiple of 64 bytes, so that JAX on CPU takes it over as it is.
         """
         entry = self.entries[name]
-        if entry.file not in self.files:
-            self.files[entry.file] = open(entry.file, "rb", buffering=0)  # noqa: SIM115
+        with self.lock:  # a second file in place of the first would close it while it is read
+            if entry.file not in self.files:
+                self.files[entry.file] = open(entry.file, "rb", buffering=0)  # noqa: SIM115
         values = aligned_empty((stop - start,), DTYPES[entry.dtype])
         target = memoryview(values.view(np.uint8))
         at = entry.begin + start * values.itemsize
