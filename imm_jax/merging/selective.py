@@ -36,7 +36,8 @@ TINY = 1e-8
 def select_by_variance(select_topk: float) -> Transform:
     """Keeps the share of elements, of those that vary, with the largest variance over the models.
 
-    SCE's first step. At least one element is kept where ``select_topk`` allows any.
+    SCE's first step. Of ``n`` that vary, ``floor(select_topk n)`` are kept, and what ties with the
+    last of them.
     """
     require_share(select_topk, "select_topk")
 
@@ -98,6 +99,25 @@ def sce(select_topk: float = 1.0) -> Chain:
     return chain(select_by_variance(select_topk) if select_topk != 1 else None, weigh_by_energy())
 
 
+def _divergence(base: Array, delta: Array, axis: int | None) -> Array:
+    """``KL(p || q)`` of a row's softmax after and before, each with 1e-8 added as in mergekit.
+
+    With ``x = log(p/q)`` it is ``sum q (x e^x - e^x + 1)``, whose terms are all >= 0. The terms of
+    ``sum p x`` have both signs, and for deltas of 1e-4 float32 leaves nothing of their sum.
+    """
+    along = {"axis": axis, "keepdims": axis is not None}
+    p, q = (jax.nn.softmax(x, axis) for x in (base + delta, base))
+    after, before = (jax.nn.logsumexp(x, **along) for x in (base + delta, base))
+    x = delta - (after - before)
+    grown = jnp.where(jnp.abs(x) < 0.5, q * jnp.expm1(x), p - q)
+    # p sums to 1, up to the rounding of both logarithms, which is taken out.
+    grown -= jnp.log1p(jnp.sum(grown, **along)) * (q + grown)
+    q += TINY
+    x = jnp.log1p(jnp.maximum(grown / q, -1 + 2.0**-23))
+    series = q * jnp.square(x) * (1 / 2 + x * (1 / 3 + x * (1 / 8 + x / 30)))
+    return jnp.sum(jnp.where(jnp.abs(x) < 0.05, series, (q + grown) * x - grown), **along)
+
+
 @transform
 def arcee_fusion() -> Transform:
     """Arcee Fusion: takes over the elements of the tuned model that stand out.
@@ -113,9 +133,7 @@ def arcee_fusion() -> Transform:
             raise InputError(f"arcee_fusion merges 1 tuned model, got {len(vectors.deltas)}")
         delta, base = vectors.deltas[0].hi, tensor.base
         axis = fan_in_axis(tensor.path) if base.ndim > 1 else -1 if base.ndim else None
-        p, q = (jax.nn.softmax(x, axis=axis) + TINY for x in (base + delta, base))
-        divergence = jnp.sum(p * jnp.log(p / q), axis=axis, keepdims=axis is not None)
-        return [jnp.abs(delta) * jnp.maximum(divergence, 0)]
+        return [jnp.abs(delta) * jnp.maximum(_divergence(base, delta, axis), 0)]
 
     def ranks(size: int, models: int) -> list[list[int]]:
         return [[size - int(share * (size - 1)) for share in (0.25, 0.5, 0.75)]]
@@ -123,6 +141,7 @@ def arcee_fusion() -> Transform:
     def apply(vectors: TaskVectors, tensor: Tensor, quartiles: Array) -> TaskVectors:
         q1, median, q3 = jax.lax.bitcast_convert_type(quartiles[0], jnp.float32)
         keep = importance(vectors, tensor)[0] >= median + 1.5 * (q3 - q1)
-        return vectors.with_deltas([jnp.where(keep, vectors.deltas[0].hi, 0)])
+        delta = vectors.deltas[0]
+        return vectors.with_deltas([exact.select(keep, delta, exact.zeros_like(delta))])
 
     return shareable(apply, Largest(importance, ranks), reach="row")
