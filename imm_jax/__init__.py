@@ -16,6 +16,7 @@ _EXPORTS = {
     "Example": "imm_jax.tasks",
     "InputError": "imm_jax.errors",
     "Interrupted": "imm_jax.errors",
+    "LoraConfig": "imm_jax.training.config",
     "ModelConfig": "imm_jax.models.config",
     "RunConfig": "imm_jax.config",
     "SamplingConfig": "imm_jax.sampling.config",
@@ -28,12 +29,13 @@ _EXPORTS = {
     "load_model": "imm_jax.models.load",
     "load_tokenizer": "imm_jax.models.tokenizer",
     "make_task": "imm_jax.tasks",
+    "merge_files": "imm_jax.recipes.run",
     "merge_params": "imm_jax.merging",
     "run": "imm_jax.rounds.run",
     "save_model": "imm_jax.models.huggingface.saving",
 }
-_ROOMS = ("analysis", "checkpoints", "evaluation", "merging", "models", "rounds", "sampling")
-_ROOMS += ("tasks", "training", "tree")
+_ROOMS = ("analysis", "checkpoints", "evaluation", "merging", "models", "recipes", "rounds")
+_ROOMS += ("sampling", "tasks", "training", "tree")
 
 __all__ = ["__version__", *_EXPORTS, *_ROOMS]
 

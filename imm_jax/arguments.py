@@ -27,9 +27,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    # argparse takes a list of positional arguments only in one piece; here they stand anywhere.
+    # argparse takes positional arguments that may be absent only in one piece with those before;
+    # here they stand anywhere.
     while rest and args.several and not rest[0].startswith("-"):
         getattr(args, args.several).append(rest.pop(0))
+    if rest and args.optional and not getattr(args, args.optional) and rest[0][:1] != "-":
+        setattr(args, args.optional, rest.pop(0))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
@@ -39,7 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="imm-jax", description="Iterative Model Merging in JAX.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, description: str, example: str, several: str = "", table: str = ""):
+    def add(
+        name: str,
+        description: str,
+        example: str,
+        several: str = "",
+        optional: str = "",
+        table: str = "",
+    ):
         sub = commands.add_parser(
             name,
             help=description,
@@ -47,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"{table}example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=name, several=several)
+        sub.set_defaults(command=name, several=several, optional=optional)
         return sub
 
     sub = add(
@@ -81,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(
         "evaluate",
-        "Accuracy on tasks.",
+        "Accuracy on tasks with intervals; with --samples also pass@k and majority vote.",
         f"imm-jax evaluate {SMOLLM2} builtin:one_step builtin:two_step --questions 100",
         several="tasks",
     )
@@ -92,6 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--style", default="few_shot", help="prompt style (default: few_shot)")
     sub.add_argument("--shots", type=_whole(0), default=8, help="worked examples (default: 8)")
+    sub.add_argument(
+        "--scoring",
+        choices=("generate", "loglikelihood"),
+        default="generate",
+        help="generate answers, or rank the options of multiple choice by their log-likelihood, "
+        "16 side by side unless --batch-size says otherwise (default: generate)",
+    )
+    sub.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="a second model on the same questions, with McNemar's exact test",
+    )
     _add_sampling(sub, temperature=0.0)
 
     sub = add(
@@ -100,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "blocks; or a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - "
         "base), with the base's tokenizer. After a kill, the same command goes on.",
         "imm-jax merge recipe.yaml merged/",
+        optional="second",
         table=f"methods:\n{_methods()}\n\n",
     )
     sub.add_argument("model", metavar="RECIPE|BASE", help="a .yaml file; or " + MODEL_HELP)
@@ -198,6 +221,6 @@ def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--min-p", type=float, default=0.0)
     sub.add_argument("--max-new-tokens", type=int, default=256)
-    sub.add_argument("--batch-size", type=int, default=64, help="samples decoded side by side")
+    sub.add_argument("--batch-size", type=int, help="samples decoded side by side (default: 64)")
     sub.add_argument("--seed", type=_whole(0), default=0)
     sub.add_argument("--output", help="write the results to this file")

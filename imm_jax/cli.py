@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -11,7 +10,8 @@ from pathlib import Path
 from imm_jax.arguments import parse
 from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
 from imm_jax.errors import InputError, Interrupted
-from imm_jax.inputs import check_output, generation_config, open_model
+from imm_jax.evaluate_command import evaluate
+from imm_jax.inputs import check_output, generation_config, open_model, sampling_config
 from imm_jax.merge_command import merge
 from imm_jax.plan_command import plan
 
@@ -76,7 +76,7 @@ def _generate(args: argparse.Namespace) -> None:
     from imm_jax.sampling.engine import generate
     from imm_jax.tasks import Example, get_style, render
 
-    sampling = _sampling(args)
+    sampling = sampling_config(args)
     prompts = [*args.prompts, *_prompt_lines(args.file)]
     if not prompts:
         raise InputError("generate: no prompt, expected some on the command line or in --file")
@@ -121,44 +121,6 @@ def _generate(args: argparse.Namespace) -> None:
         print(row["text"].strip() if len(rows) == 1 else f"[{row['prompt']}]\n{row['text']}\n")
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-    from imm_jax.evaluation import check_tasks, evaluate, make_prompts
-    from imm_jax.files import atomic_write
-    from imm_jax.models.load import load_model
-    from imm_jax.tasks import get_style, make_task
-
-    sampling = _sampling(args)
-    get_style(args.style)
-    check_output(args.output)
-    tasks = [make_task(spec, train_size=0, test_size=args.questions) for spec in args.tasks]
-    check_tasks(tasks)
-    source, tokenizer = open_model(args.model, args.revision)
-    for task in tasks:  # whether the style can be had, before the weights are loaded
-        make_prompts(task, task.test[:1], args.style, args.shots, tokenizer)
-    model, params = load_model(source.path)
-    scores = evaluate(
-        model,
-        params,
-        tokenizer,
-        tasks,
-        style=args.style,
-        shots=args.shots,
-        sampling=sampling,
-        samples=args.samples,
-        seed=args.seed,
-    )
-    width = max(len(name) for name in scores)
-    print(f"{'task':<{width}}  accuracy  95 % interval  questions  truncated")
-    for name, score in scores.items():
-        print(
-            f"{name:<{width}}  {score.accuracy:>8.3f}  [{score.low:.3f}, {score.high:.3f}]"
-            f"  {score.questions:>9}  {score.truncated:>9.3f}"
-        )
-    if args.output:
-        report = {name: dataclasses.asdict(score) for name, score in scores.items()}
-        atomic_write(args.output, json.dumps(report, indent=1) + "\n")
-
-
 def _convert(args: argparse.Namespace) -> None:
     from imm_jax.models.huggingface.saving import save_model
     from imm_jax.models.load import load_model
@@ -181,13 +143,6 @@ def _prompt_lines(path: str | None) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _sampling(args: argparse.Namespace):
-    from imm_jax.sampling.config import SamplingConfig
-
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "batch_size")
-    return SamplingConfig(**{name: getattr(args, name) for name in names})
-
-
 def _keep_compiled_programs() -> None:
     """A second run, or a run taken up again, does not compile the same programs again."""
     import jax
@@ -201,7 +156,7 @@ def _keep_compiled_programs() -> None:
 COMMANDS = {
     "run": _run,
     "generate": _generate,
-    "evaluate": _evaluate,
+    "evaluate": evaluate,
     "merge": merge,
     "convert": _convert,
     "plan": plan,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
 from imm_jax.sampling.config import SamplingConfig
+from imm_jax.select_config import SelectConfig
 from imm_jax.sharding import parse_mesh
 from imm_jax.training.config import TrainingConfig
 from imm_jax.yaml_files import parse_yaml, read_yaml
@@ -53,21 +54,6 @@ class EvaluationConfig(SamplingConfig):
     """How answers are drawn when evaluating: greedily, unless a temperature is given."""
 
     temperature: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectConfig:
-    """Which samples to train on.
-
-    Attributes:
-      rule: a name in ``rounds.select.RULES``; ``correct`` is the paper's.
-      samples_per_question: kept samples of a question at most; None keeps all.
-      deduplicate: keep one of several samples of a question with the same text.
-    """
-
-    rule: str = "correct"
-    samples_per_question: int | None = None
-    deduplicate: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +122,6 @@ class RunConfig:
         positive = [("samples", self.samples), ("rounds", self.rounds), ("block", self.block)]
         positive += [("data.train_questions", self.data.train_questions)]
         positive += [("data.test_questions", self.data.test_questions)]
-        positive += [("select.samples_per_question", self.select.samples_per_question)]
         for name, value in positive:
             if value is not None and value < 1:
                 raise InputError(f"{name}: {value}, expected at least 1")
@@ -285,6 +270,7 @@ def _put(data: dict, key: str, value: Any, where: str) -> None:
 
 def _check_keys(cls: type, data: Any, source: str, path: str) -> None:
     """Refuses unknown keys at any depth."""
+    cls = next((c for c in typing.get_args(cls) if dataclasses.is_dataclass(c)), cls)  # ... | None
     if not dataclasses.is_dataclass(cls) or not isinstance(data, dict):
         return
     hints = typing.get_type_hints(cls)

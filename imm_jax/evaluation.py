@@ -12,6 +12,7 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.engine import generate
+from imm_jax.statistics import wilson_interval
 from imm_jax.tasks.answers import RULES, grade_all
 from imm_jax.tasks.prompts import Prompt, get_style, render
 from imm_jax.tasks.types import Example, Task
@@ -62,6 +63,17 @@ class Score:
 
 
 def evaluate(
+    model: Decoder, params: PyTree, tokenizer: Any, tasks: Sequence[Task], **settings: Any
+) -> dict[str, Score]:
+    """Accuracy on the test questions of each task, by its name.
+
+    Arguments and errors as in :func:`answer_tasks`.
+    """
+    answers = answer_tasks(model, params, tokenizer, tasks, **settings)
+    return {name: score(found) for name, found in answers.items()}
+
+
+def answer_tasks(
     model: Decoder,
     params: PyTree,
     tokenizer: Any,
@@ -73,8 +85,8 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     rule: str = "first",
-) -> dict[str, Score]:
-    """Accuracy on the test questions of each task.
+) -> dict[str, list[Answer]]:
+    """Graded answers to the test questions of each task.
 
     Args:
       model: the decoder.
@@ -89,7 +101,7 @@ def evaluate(
       rule: which statement of the answer counts; see ``imm_jax.tasks.answers``.
 
     Returns:
-      For each task, by name, its score.
+      For each task, by name, its answers: question by question, sample by sample.
 
     Raises:
       InputError: a task without test questions or with another's name, an unknown style or rule,
@@ -113,12 +125,13 @@ def evaluate(
         "seed": seed,
         "rule": rule,
     }
-    scores = {}
+    answers = {}
     for task in tasks:
         label = f"evaluate {task.name}"
-        answers = ask(model, weights, tokenizer, task, task.test, label=label, **settings)
-        scores[task.name] = score(answers)
-    return scores
+        answers[task.name] = ask(
+            model, weights, tokenizer, task, task.test, label=label, **settings
+        )
+    return answers
 
 
 def ask(
@@ -202,16 +215,3 @@ def score(answers: Sequence[Answer]) -> Score:
         questions=questions,
         truncated=sum(answer.finish_reason == "length" for answer in answers) / len(answers),
     )
-
-
-def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share of ``count`` trials (E. B. Wilson, 1927, eq. 4)."""
-    from scipy.stats import norm
-
-    z = float(norm.ppf((1 + confidence) / 2))
-    middle = share + z * z / (2 * count)
-    half = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
-    scale = 1 + z * z / count
-    low, high = (middle - half) / scale, (middle + half) / scale
-    # Rounding may put an end past a share of 0 or 1.
-    return max(0.0, min(share, low)), min(1.0, max(share, high))

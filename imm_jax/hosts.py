@@ -7,7 +7,7 @@ raised in all of them, so that none waits for an answer that will not come.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +65,25 @@ def gather(make: Callable[[], Any]) -> list:
     return [one["value"] for one in everyone]
 
 
+def share(items: Sequence, make: Callable[[Sequence], list]) -> list:
+    """``make(items)``, of which each process makes the part for every so-manyth item.
+
+    Args:
+      items: the same in all processes.
+      make: gives the same number of JSON values for each item, in the order of its items.
+
+    Raises:
+      InputError, Interrupted: as :func:`gather`.
+    """
+    shares = gather(lambda: make(items[index() :: count()]))
+    each = len(shares[0]) // max(1, len(items[:: count()]))
+    made: list = []
+    for number in range(len(items)):
+        at, who = divmod(number, count())
+        made += shares[who][at * each : (at + 1) * each]
+    return made
+
+
 def agreed(question: Callable[[], bool], every: int) -> Callable[[], bool]:
     """``question``, true in all processes as soon as it is in one, asked at every so-manyth call.
 
@@ -82,12 +101,14 @@ def wait() -> None:
 
 
 def fetch(tree: Any) -> Any:
-    """The arrays of a tree, whole, on the host of every process."""
-    if count() == 1:
-        return tree
+    """The arrays of a tree; those that are spread over processes whole, on the host of each."""
     from jax.experimental import multihost_utils
 
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+    def whole(x: Any) -> Any:
+        alone = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return x if alone else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
 def _gather_bytes(mine: bytes) -> list[bytes]:

@@ -1,9 +1,11 @@
 """What commands do before they work: find models, refuse outputs that cannot be written."""
 
+import argparse
 import os
 from pathlib import Path
 
 from imm_jax.errors import InputError
+from imm_jax.sampling.config import SamplingConfig
 
 
 def open_model(source: str, revision: str | None = None):
@@ -43,3 +45,10 @@ def check_output(path: str | None, *, folder: bool = False) -> None:
         raise InputError(f"{path}: cannot be written, for {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: cannot be written (no permission in {parent})")
+
+
+def sampling_config(args: argparse.Namespace) -> SamplingConfig:
+    """The sampler's settings on a command line; those not given keep their defaults."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "batch_size")
+    given = {name: getattr(args, name) for name in names}
+    return SamplingConfig(**{name: value for name, value in given.items() if value is not None})

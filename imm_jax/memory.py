@@ -19,6 +19,7 @@ from imm_jax.sampling.batch import PREFILL_ROWS, cache_slots
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sharding import Sizes, batch_shards, parse_mesh, partition
 from imm_jax.training.config import TrainingConfig
+from imm_jax.training.lora import init_adapters
 from imm_jax.training.optimizer import make_optimizer
 from imm_jax.tree import path_str
 
@@ -76,6 +77,23 @@ def param_bytes(work: Workload, itemsize: int, sizes: Sizes | None = None) -> in
     return sum(_part(path, shape, sizes) for path, shape in shapes) * itemsize
 
 
+def trained_shapes(work: Workload) -> dict[str, tuple[int, ...]]:
+    """Of what is trained: all parameters, or LoRA's adapters."""
+    shapes = param_shapes(work.model)
+    if work.training.lora is None:
+        return shapes
+    arrays = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    make = lambda: init_adapters(arrays, work.training.lora, jax.random.key(0))
+    adapters = jax.tree_util.tree_leaves_with_path(jax.eval_shape(make))
+    return {path_str(path): leaf.shape for path, leaf in adapters}
+
+
+def trained_bytes(work: Workload) -> int:
+    """The float32 copies that the optimizer changes: ``4 N``, or 4 times what adapters hold."""
+    shapes = trained_shapes(work).items()
+    return FLOAT32 * sum(_part(path, shape, work.sizes) for path, shape in shapes)
+
+
 def optimizer_bytes(work: Workload) -> int:
     """What the optimizer keeps, split as the parameters; AdamW: two float32 moments, ``8 N``.
 
@@ -83,7 +101,7 @@ def optimizer_bytes(work: Workload) -> int:
     """
     params = {
         path: jax.ShapeDtypeStruct(shape, jnp.float32)
-        for path, shape in param_shapes(work.model).items()
+        for path, shape in trained_shapes(work).items()
     }
     state = jax.eval_shape(make_optimizer(work.training).init, params)
     return sum(
@@ -93,8 +111,8 @@ def optimizer_bytes(work: Workload) -> int:
 
 
 def gradient_bytes(work: Workload) -> int:
-    """Float32, of a micro batch and their sum: ``8 N``."""
-    return 2 * param_bytes(work, FLOAT32)
+    """Float32, of a micro batch and their sum: twice what is trained, ``8 N``."""
+    return 2 * trained_bytes(work)
 
 
 def activation_bytes(work: Workload) -> int:
@@ -203,7 +221,7 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
         }
 
     training = {
-        "trained parameters": param_bytes(work, FLOAT32),
+        "trained parameters": trained_bytes(work),
         "optimizer state": optimizer_bytes(work),
         "gradients": gradient_bytes(work),
         "activations": activation_bytes(work),

@@ -66,8 +66,9 @@ def _merge_pair(args: argparse.Namespace) -> None:
         raise InputError(f"--drop-rate: {rate}, expected at least 0 and below 1")
     source, tokenizer = open_model(args.model)
     if args.from_:
+        tuned = _restore(args.from_)
         model, base = load_model(source.path)
-        tuned = _restore(args.from_, base)
+        _check_fits(args.from_, base, tuned)
     else:
         from imm_jax.models.sources import resolve
 
@@ -93,21 +94,23 @@ def _merge_pair(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _restore(folder: str, base):
-    """The parameters in an Orbax checkpoint: a tree like ``base``, alone or under ``params``."""
+def _restore(folder: str):
+    """The parameters in an Orbax checkpoint, alone or under ``params``."""
     from imm_jax.checkpoints import restore
 
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
     tree = restore(folder)
-    tree = tree.get("params", tree) if isinstance(tree, dict) else tree
+    return tree.get("params", tree) if isinstance(tree, dict) else tree
+
+
+def _check_fits(folder: str, base, tuned) -> None:
     from imm_jax.merging.layout import match
 
     try:
-        match(base, tree)
+        match(base, tuned)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    return tree
 
 
 # What models that are merged may differ in; the result has the base's.

@@ -56,12 +56,21 @@ class Progress:
         self.logged, self.said = time.monotonic(), (self.done, self.note)
         seconds = max(self.logged - self.start, 1e-9)
         rate = self.done / seconds
-        of = f"/{self.total:,}" if self.total else ""
+        done, total, each = f"{self.done:,}", f"{self.total or 0:,}", f"{rate:,.1f} {self.unit}"
+        unit = f" {self.unit}"
+        if self.unit == "B":
+            done, total, each, unit = _bytes(self.done), _bytes(self.total or 0), _bytes(rate), ""
+        of = f"/{total}" if self.total else ""
         left = ""
         if self.total and rate and self.done < self.total:
             left = f", {(self.total - self.done) / rate:.0f} s left"
         note = f", {self.note}" if self.note else ""
-        logger.info(
-            f"{self.label}: {self.done:,}{of} {self.unit} in {seconds:.1f} s, "
-            f"{rate:,.1f} {self.unit}/s{left}{note}"
-        )
+        logger.info(f"{self.label}: {done}{of}{unit} in {seconds:.1f} s, {each}/s{left}{note}")
+
+
+def _bytes(count: float) -> str:
+    """``2200096768`` as ``"2.20 GB"``; below a thousand as it is."""
+    power = 0
+    while count >= 1000 and power < 4:
+        count, power = count / 1000, power + 1
+    return f"{count:.2f} {'kMGT'[power - 1]}B" if power else f"{count:.0f} B"

@@ -20,7 +20,7 @@ from imm_jax.config import (
 from imm_jax.errors import InputError
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.tasks.answers import RULES
-from imm_jax.training.config import TrainingConfig
+from imm_jax.training.config import LoraConfig, TrainingConfig
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMALL = {"model": "some/model", "data": {"in_domain": "builtin:one_step"}}
@@ -97,6 +97,19 @@ def test_a_setting_of_a_group_leaves_the_defaults_of_the_others(load):
     assert list(config.arms) == ["vanilla", "imm"] and config.arms["imm"].weight == 0.3
     assert config.arms["vanilla"] == ArmConfig(weight=1.0, drop_rate=0.0)
     assert list(load(SMALL, "arms={only: {}}").arms) == ["only"]
+
+
+def test_adapters_are_a_group_that_may_be_there_or_not(load, tmp_path):
+    assert load(SMALL).training.lora is None
+    assert load(SMALL, "training.lora={}").training.lora == LoraConfig()
+    data = SMALL | {"training": {"lora": {"rank": 4, "targets": ["layers/attn", "layers/mlp/up"]}}}
+    config = load(data, "training.lora.alpha=3")
+    assert config.training.lora == LoraConfig(
+        rank=4, alpha=3.0, targets=("layers/attn", "layers/mlp/up")
+    )
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    assert load(data, "training.lora=null").training.lora is None
 
 
 def test_smoke_changes_what_exists_and_only_that(load):

@@ -5,14 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from imm_jax.errors import InputError
-from imm_jax.evaluation import Answer, ask, evaluate, score, wilson_interval
+from imm_jax.evaluation import Answer, ask, evaluate, score
 from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.config import SamplingConfig
+from imm_jax.statistics import wilson_interval
 from imm_jax.tasks import make_task
 from tests.answering import ANSWER, params_of, write_questions
 
@@ -33,17 +32,6 @@ def tasks(tmp_path_factory):
         make_task(str(write_questions(folder / f"{name}.jsonl", count)))
         for name, count in (("sums", 8), ("few", 3))
     ]
-
-
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_is_scipys(counts):
-    right, count = counts
-    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    low, high = wilson_interval(right / count, count)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert 0 <= low <= right / count <= high <= 1
-    wider = wilson_interval(right / count, count, confidence=0.99)
-    assert wider[0] <= low and wider[1] >= high
 
 
 def answer(question: str, sample: int, correct: bool, reason: str = "stop") -> Answer:

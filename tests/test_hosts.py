@@ -19,6 +19,8 @@ place, port, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 sharding.start_hosts(f"127.0.0.1:{port}", 2, number)
 answers["processes"] = [hosts.count(), hosts.index(), jax.device_count(), jax.local_device_count()]
 answers["gather"] = hosts.gather(lambda: {"mine": number, "text": "x" * 300 * number})
+answers["share"] = hosts.share([3, 1, 4, 1, 5], lambda own: [[n, i] for n in own for i in "ab"])
+answers["none"] = hosts.share([], lambda own: list(own))
 called = []
 answers["primary"] = hosts.from_primary(lambda: called.append(1) or [number, None])
 answers["called"] = len(called)
@@ -50,6 +52,7 @@ like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding
                     tree, sharding.param_shardings(other, tree))
 found = checkpoints.restore(place / "c", like)
 answers["restored"] = furthest(hosts.fetch(found), tree)
+answers["local"] = hosts.fetch({"x": jnp.arange(3), "y": np.arange(2)})["x"].tolist()
 with checkpoints.StepCheckpoints(place / "steps", keep=2) as store:
     for step in (1, 2, 3):
         store.save(step, many)
@@ -85,6 +88,8 @@ def test_values_are_gathered_and_told(found):
         assert one["processes"] == [2, number, 4, 2]
         assert one["gather"] == [{"mine": 0, "text": ""}, {"mine": 1, "text": "x" * 300}]
         assert one["primary"] == [0, None]
+        assert one["share"] == [[n, i] for n in [3, 1, 4, 1, 5] for i in "ab"]
+        assert one["none"] == []
     assert [one["called"] for one in found] == [1, 0]
 
 
@@ -104,7 +109,7 @@ def test_both_stop_when_one_wants_to(found):
 def test_checkpoints_are_written_and_read_together(found):
     for one in found:
         assert one["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-        assert one["restored"] == 0
+        assert one["restored"] == 0 and one["local"] == [0, 1, 2]
         assert one["steps"] == [2, 3] and one["latest"] == [3, 0.0]
         assert one["refused"] == ["InputError", True]
 

@@ -12,7 +12,7 @@ from imm_jax.memory import Workload
 from imm_jax.models.config import ModelConfig
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sharding import parse_mesh
-from imm_jax.training.config import TrainingConfig
+from imm_jax.training.config import LoraConfig, TrainingConfig
 from tests.devices import ask
 
 FACTOR = 1.5  # how far a formula may be from what XLA says, either way
@@ -140,6 +140,18 @@ def test_sampling_needs_what_its_programs_need(measured):
 def test_a_merge_needs_no_more_than_an_array(measured):
     work = workload("data=1", {"vocab_size": 32768}, LONG)
     assert measured["sampling"]["merge"] <= memory.merge_bytes(work) == 4 * 32768 * 128
+
+
+def test_lora_and_other_optimizers_need_less():
+    full = workload("data=1", {}, LONG)
+    lora = workload("data=1", {}, LONG | {"lora": LoraConfig(rank=4, targets=("layers/mlp",))})
+    adapters = 4 * 3 * 4 * (128 + 384)  # layers, kernels, rank, in + out
+    assert memory.trained_bytes(lora) == 4 * adapters
+    assert memory.gradient_bytes(lora) == 8 * adapters
+    assert memory.optimizer_bytes(lora) == 8 * adapters + 4  # and a count
+    assert memory.optimizer_bytes(full) == 8 * memory.param_bytes(full, 1) + 4
+    half = workload("data=1", {}, LONG | {"mu_dtype": "bfloat16"})
+    assert memory.optimizer_bytes(half) == 6 * memory.param_bytes(full, 1) + 4
 
 
 # Qwen2.5-0.5B as published: 494,032,768 parameters, tied.

@@ -38,11 +38,11 @@ def test_now_and_then_it_says_how_long_is_left(caplog, clock):
             clock[0] += 16
             bar.update(400)
     assert caplog.messages == [
-        "load: 800/4,000 B in 32.0 s, 25.0 B/s, 128 s left",
-        "load: 1,600/4,000 B in 64.0 s, 25.0 B/s, 96 s left",
-        "load: 2,400/4,000 B in 96.0 s, 25.0 B/s, 64 s left",
-        "load: 3,200/4,000 B in 128.0 s, 25.0 B/s, 32 s left",
-        "load: 4,000/4,000 B in 160.0 s, 25.0 B/s",
+        "load: 800 B/4.00 kB in 32.0 s, 25 B/s, 128 s left",
+        "load: 1.60 kB/4.00 kB in 64.0 s, 25 B/s, 96 s left",
+        "load: 2.40 kB/4.00 kB in 96.0 s, 25 B/s, 64 s left",
+        "load: 3.20 kB/4.00 kB in 128.0 s, 25 B/s, 32 s left",
+        "load: 4.00 kB/4.00 kB in 160.0 s, 25 B/s",
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imm_jax.files import atomic_write
+from imm_jax.statistics import mean_interval
 
 COLUMNS = ("round", "arm", "ID", "OOD", "kept", "distinct-2", "distance", "seeds")
 
@@ -97,11 +98,8 @@ def _interval_of(row: dict, key: str) -> tuple[float, float]:
     scores = list(row["tasks"].values())
     if key == "in_domain":
         return scores[0]["low"], scores[0]["high"]
-    others = scores[1:]
-    # The half-widths of independent means add in squares.
-    low = sum((s["accuracy"] - s["low"]) ** 2 for s in others) ** 0.5 / len(others)
-    high = sum((s["high"] - s["accuracy"]) ** 2 for s in others) ** 0.5 / len(others)
-    return max(0.0, row[key] - low), min(1.0, row[key] + high)
+    shares = [(score["accuracy"], score["low"], score["high"]) for score in scores[1:]]
+    return mean_interval(shares)[1:]
 
 
 def _by_round_and_arm(rows: Sequence[dict]) -> list[list[dict]]:

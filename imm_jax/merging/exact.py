@@ -45,8 +45,14 @@ def to_double(value: Any, dtype: Any = jnp.float32) -> Double:
         return Double(hi, np.nan_to_num(value - hi).astype(dtype))
 
 
+def _opaque(x: Any) -> Any:
+    """``x``, hidden if it is a literal: XLA would simplify ``(y + x) - x`` to ``y``."""
+    return x if isinstance(x, jax.Array) else jax.lax.optimization_barrier(jnp.asarray(x))
+
+
 def two_sum(a: Array, b: Array) -> Double:
     """``a + b`` exactly, as the rounded sum and what rounding lost."""
+    a, b = _opaque(a), _opaque(b)
     s = a + b
     t = s - a
     return Double(s, (a - (s - t)) + (b - t))
@@ -58,10 +64,25 @@ def quick_two_sum(a: Array, b: Array) -> Double:
     return Double(s, b - (s - a))
 
 
+def to_bits(x: Array) -> Array:
+    """The bits of floats as unsigned integers of the same size."""
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+
+
+def from_bits(bits: Array, dtype: Any) -> Array:
+    """The floats of ``dtype`` that have these bits."""
+    return jax.lax.bitcast_convert_type(bits, dtype)
+
+
+def leading_bits(x: Array, count: int) -> Array:
+    """float32 with all but the first ``count`` bits of its 24 set to 0."""
+    mask = np.uint32(2**32 - 2 ** (24 - count))
+    return from_bits(to_bits(x) & mask, x.dtype)
+
+
 def _halves(x: Array) -> tuple[Array, Array]:
     """Splits float32 into two parts of at most 12 bits each, whose products float32 holds."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & np.uint32(0xFFFFF000)
-    high = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    high = leading_bits(x, 12)
     return high, x - high
 
 
@@ -86,6 +107,11 @@ def multiply(a: Double, b: Double) -> Double:
     """``a * b``."""
     p, e = two_product(a.hi, b.hi)
     return Double(p, e + (a.hi * b.lo + a.lo * b.hi))
+
+
+def subtract(a: Double, b: Double) -> Double:
+    """``a - b``."""
+    return add(a, Double(-b.hi, -b.lo))
 
 
 def divide(a: Double, b: Double) -> Double:
@@ -117,54 +143,61 @@ def _with_gradient_of_jvp(primals, tangents):
     return with_gradient_of(*primals), tangents[0]
 
 
+def pick(condition: Array, a: Array, b: Array) -> Array:
+    """``where(condition, a, b)`` of the bits; XLA on CPU would round a bfloat16 once more."""
+    return from_bits(jnp.where(condition, to_bits(a), to_bits(b)), a.dtype)
+
+
 def subtract_leaf(tuned: Array, base: Array) -> Double:
     """``tuned - base`` exactly. Where both are equal it is 0, infinities included."""
     difference, lost = two_sum(tuned, -base)
-    zero = (tuned == base) | ~jnp.isfinite(difference)
     hi = with_gradient_of(difference, jnp.where(tuned == base, 0, difference))
-    return Double(hi, jnp.where(zero, 0, lost))
+    return Double(hi, jnp.where(jnp.isfinite(difference), lost, 0))
+
+
+def same_sign(x: Array, y: Array) -> Array:
+    """uint32 1 where two float32 numbers have the same sign bit, else 0."""
+    return ~(to_bits(x) ^ to_bits(y)) >> np.uint32(31)
 
 
 def round_to(x: Double, dtype: Any) -> Array:
-    """Rounds ``hi + lo`` once to ``dtype``, ties to even; differentiable."""
-    x = quick_two_sum(x.hi, x.lo)
-    plain = x.hi.astype(dtype)
+    """Rounds ``hi + lo`` once to ``dtype``, ties to even. ``hi`` must be their float32 sum."""
     if jnp.finfo(dtype).bits >= 32 or x.hi.dtype == jnp.float64:
-        return plain
+        return x.hi.astype(dtype)
+    if dtype == jnp.bfloat16:
+        return _to_bfloat16(x)
     # Rounding to odd keeps in hi's last bit that something lies beyond it, so the cast sees it.
-    bits = jax.lax.bitcast_convert_type(x.hi, jnp.uint32)
-    shorter = ((x.lo < 0) != (x.hi < 0)).astype(jnp.uint32)
-    odd = jax.lax.bitcast_convert_type((bits - shorter) | np.uint32(1), jnp.float32)
-    value = jnp.where(x.lo == 0, x.hi, odd)
-    rounded = _to_bfloat16(value) if dtype == jnp.bfloat16 else value.astype(dtype)
-    return with_gradient_of(plain, rounded)
+    bits = to_bits(x.hi)
+    odd = (bits - np.uint32(1) + same_sign(x.lo, x.hi)) | np.uint32(1)
+    return jnp.where(jnp.abs(x.lo) > 0, from_bits(odd, x.hi.dtype), x.hi).astype(dtype)
 
 
-def _to_bfloat16(x: Array) -> Array:
-    """float32 as bfloat16, ties to even, in integers: equal to ``astype`` but fast to compile.
+def _to_bfloat16(x: Double) -> Array:
+    """Rounds ``hi + lo`` to bfloat16 in integers, which is fast to compile.
 
     The branch that XLA makes of a cast to bfloat16 on CPU can keep LLVM's loop vectorizer busy for
     minutes behind long chains of arithmetic (jax 0.12.0).
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    up = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    quiet = bits | np.uint32(0x00400000)
-    high = jnp.where(jnp.isnan(x), quiet, up) >> np.uint32(16)
-    return jax.lax.bitcast_convert_type(high.astype(jnp.uint16), jnp.bfloat16)
+    bits = to_bits(x.hi)
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    up = bits + np.uint32(0x7FFF) + jnp.where(x.lo == 0, even, same_sign(x.lo, x.hi))
+    high = jnp.where(jnp.isnan(x.hi), bits | np.uint32(0x00400000), up) >> np.uint32(16)
+    return from_bits(high.astype(jnp.uint16), jnp.bfloat16)
 
 
 def _without_noise(lo: Array, size: Array) -> Array:
     """Rounds ``lo`` to a multiple of about ``NOISE * size``, so that a tie is seen as a tie."""
     if size.dtype == jnp.float64:
         return lo
-    exponent = jax.lax.bitcast_convert_type(size, jnp.uint32) & np.uint32(0x7F800000)
-    grid = jax.lax.bitcast_convert_type(exponent, jnp.float32) * np.float32(1.5 * NOISE * 2**23)
+    grid = leading_bits(size, 1) * np.float32(1.5 * NOISE * 2**23)
     return (lo + grid) - grid
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def weighted_sum(base: Array, deltas: tuple, weights: tuple, dtype: Any) -> Array:
     """``base + sum_i weights[i] * deltas[i]``, computed to about 46 bits and rounded once.
+
+    Differentiable, as if it were rounded nowhere.
 
     Args:
       base: the tensor to add to, float32 (or float64).
@@ -175,15 +208,16 @@ def weighted_sum(base: Array, deltas: tuple, weights: tuple, dtype: Any) -> Arra
     Its derivative is written down, so that a backward pass keeps deltas and weights alone, and none
     of the steps of the arithmetic.
     """
-    total, plain, size = Double(base, jnp.zeros_like(base)), base, jnp.abs(base)
+    hi, lo, plain, size = base, jnp.zeros_like(base), base, jnp.abs(base)
     for delta, weight in zip(deltas, weights, strict=True):
-        total = add(total, multiply(delta, weight))
-        part = delta.hi * weight.hi
-        plain, size = plain + part, size + jnp.abs(part)
-    total = Double(total.hi, _without_noise(total.lo, size))
+        part = multiply(delta, weight)
+        hi, lost = two_sum(hi, part.hi)
+        lo = lo + (lost + part.lo)
+        plain, size = plain + delta.hi * weight.hi, size + jnp.abs(part.hi)
+    total = quick_two_sum(hi, _without_noise(lo, size))
     # The error terms of an infinity are NaN; the plain sum has the right one of both.
-    finite = jnp.isfinite(total.hi + total.lo)
-    return round_to(select(finite, total, Double(plain, jnp.zeros_like(plain))), dtype)
+    total = total._replace(hi=jnp.where(jnp.isfinite(total.hi), total.hi, plain))
+    return round_to(total, dtype)
 
 
 @weighted_sum.defjvp

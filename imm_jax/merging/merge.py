@@ -30,8 +30,9 @@ def merge_params(
     interpolated (Wortsman et al. 2022, arXiv 2109.01903, eq. 1) and several are added up by task
     arithmetic (Ilharco et al. 2023, arXiv 2212.04089). Everything is computed to float32 precision
     or better, leaf by leaf, and rounded once to the leaf's dtype: without a transform the result is
-    the correctly rounded one, also in bfloat16. Weight 0 returns the bits of ``base``, weight 1
-    with a single model and no transform the bits of ``tuned``.
+    the correctly rounded one, also in bfloat16 (what is within 2^-46 of a tie, relative to the
+    summands, counts as a tie: a weight like 0.7 is no nearer to what it stands for). Weight 0
+    returns the bits of ``base``, weight 1 with a single model and no transform those of ``tuned``.
 
     Jitted inside: each kind of leaf is compiled once for each transform, and never again for other
     values. Outputs keep the shardings of ``base``. It can be traced: ``jit``, ``vmap`` over

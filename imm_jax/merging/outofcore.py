@@ -47,7 +47,8 @@ def select(
     while searches:
         searches = _narrow(blocks(), size, searches, found, first)
         first = False
-    return np.array([[found.get((i, k), NOTHING) for k in row] for i, row in enumerate(ranks)])
+    rows = [[found.get((i, k), NOTHING) for k in row] for i, row in enumerate(ranks)]
+    return np.array(rows, np.int32)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
@@ -74,10 +75,11 @@ def _narrow(
         bits = [_bits(x) for x in arrays]
         for at, search in searches.items():
             x = bits[at[0]]
-            sample = x[:: max(1, x.size // SAMPLED)]
-            samples[at].append(sample)
-            if first and size > HELD and search.tried == WHOLE:
-                search = searches[at] = _Search(WHOLE, _guess(sample, at[1] / size, 0.03))
+            step = max(1, x.size // SAMPLED)
+            # Copied, or the block would stay in memory.
+            samples[at].append(x[:: max(step, size // HELD)].copy())
+            if first and x.size and size > HELD and search.tried == WHOLE:
+                search = searches[at] = _Search(WHOLE, _guess(x[::step], at[1] / size, 0.03))
             low, high = search.tried
             above[at] += int(np.count_nonzero(x >= high))
             candidates = x if search.tried == WHOLE else x[(x >= low) & (x < high)]
@@ -90,10 +92,13 @@ def _narrow(
         if place < 1:
             known = (high, known_high)
         elif place > held[at]:
+            if low == 0:  # -0 has a sign
+                found[at] = 0
+                continue
             known = (known_low, low)
         elif held[at] <= HELD:
             values = np.concatenate(inside[at])
-            found[at] = int(np.partition(values, held[at] - place)[held[at] - place])
+            found[at] = max(0, int(np.partition(values, held[at] - place)[held[at] - place]))
             continue
         elif high - low == 1:
             found[at] = low
@@ -117,33 +122,34 @@ def _guess(sample: np.ndarray, share: float, margin: float) -> tuple[int, int]:
     return (int(values[0]) if low > 0 else 0, int(values[-1]) + 1 if high < count else WHOLE[1])
 
 
-def row_ranks(x: np.ndarray) -> np.ndarray:
-    """Each element's rank in its row (the last axis), as :class:`imm_jax.merging.Ranks` has it.
+def row_ranks(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Each element's rank in its row along ``axis``, as :class:`imm_jax.merging.Ranks` has it.
 
     Sorting pairs of bits and positions as one integer keeps the order of elements that tie.
     """
-    length = x.shape[-1] if x.ndim else 1
+    length = x.shape[axis] if x.ndim else 1
     if length < 2:
         return np.full(x.shape, 0.5, np.float32)
-    rows = np.ascontiguousarray(x, np.float32).reshape(-1, length)
+    moved = np.moveaxis(x, axis, -1)
+    rows = np.ascontiguousarray(moved, np.float32).reshape(-1, length)
     ranks = np.empty_like(rows)
     step = max(1, IN_CACHE // length)
     parts = [slice(i, i + step) for i in range(0, len(rows), step)]
     # NumPy sorts without Python's lock.
     list(_threads().map(lambda part: _rank(rows[part], ranks[part]), parts))
-    return ranks.reshape(x.shape)
+    return np.moveaxis(ranks.reshape(moved.shape), -1, axis)
 
 
 def _rank(rows: np.ndarray, ranks: np.ndarray) -> None:
     length = rows.shape[1]
-    pairs = rows.view(np.uint32).astype(np.uint64)
-    pairs <<= np.uint64(32)
-    pairs |= np.arange(length, dtype=np.uint64)
+    pairs = _bits(rows).astype(np.int64)
+    pairs <<= 32
+    pairs |= np.arange(length)
     pairs.sort(axis=-1)
-    pairs &= np.uint64(0xFFFFFFFF)
-    pairs += np.arange(0, rows.size, length, dtype=np.uint64)[:, None]
+    pairs &= 0xFFFFFFFF
+    pairs += np.arange(0, rows.size, length)[:, None]
     share = np.arange(length, dtype=np.float32) / np.float32(length - 1)
-    ranks.reshape(-1)[pairs.view(np.int64)] = share
+    ranks.reshape(-1)[pairs] = share
 
 
 @functools.cache

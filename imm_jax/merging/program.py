@@ -6,6 +6,7 @@ transform measures over the whole model comes from one more program, which only 
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from imm_jax.merging import exact, statistics
+from imm_jax.merging import bfloat16, exact, statistics
 from imm_jax.merging.exact import Double
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.protocol import Chain, TaskVectors, Tensor, Transform, rows_like
@@ -45,13 +46,23 @@ class Place(NamedTuple):
     start: Any = 0
 
 
+class View(NamedTuple):
+    """A tensor's task vectors as they are, and as the transforms make them; and what it is."""
+
+    given: TaskVectors
+    vectors: TaskVectors
+    tensor: Tensor
+
+
 class Work(NamedTuple):
-    """One tensor on its way: its arrays, what it is, and its task vectors when called for."""
+    """One tensor on its way: its arrays, what it is, and a view of it when called for.
+
+    Views with a value ``after`` which they come are computed apart from others.
+    """
 
     inputs: Inputs
     tensor: Tensor
-    vectors: Callable[..., TaskVectors]
-    untouched: bool
+    view: Callable[..., View]
 
 
 def run_all(
@@ -156,33 +167,50 @@ def run(
         base = inputs.base.astype(wide)
         tensor = Tensor(leaf.path, layer, base, keyed, leaf.leaf_path, place.start)
 
-        def vectors(after: Array | None = None) -> TaskVectors:
+        def view(after: Array | None = None) -> View:
             base, tuned = inputs.base, inputs.tuned
             if after is not None:
-                # Tied to the pass of a loop, the deltas cannot be moved out of it into memory.
+                # Tied to a value, they cannot be computed once for all and kept in memory.
                 base, tuned, _ = jax.lax.optimization_barrier(
                     (jax.lax.stop_gradient(base), jax.lax.stop_gradient(tuned), after)
                 )
             base = base.astype(wide)
             deltas = tuple(exact.subtract_leaf(t.astype(wide), base) for t in tuned)
-            result = TaskVectors(deltas, inputs.weights)
+            given = result = TaskVectors(deltas, inputs.weights)
             for i, item in enumerate(transforms):
                 own = None if keyed is None else jax.random.fold_in(keyed, i)
                 statistic = shared[i] if shared[i] is not None else local[i]
                 result = item.apply(result, tensor._replace(base=base, key=own), statistic)
-            return result
+            return View(given, result, tensor._replace(base=base))
 
-        return finish(Work(inputs, tensor, vectors, not transforms))
+        return finish(Work(inputs, tensor, view))
 
     if not leaf.stacked:
         return one(inputs, None if leaf.layer is None else place.layer, local)
     layers = jnp.arange(leaf.num_layers, dtype=jnp.uint32)
     weights = _per_layer(inputs.weights, leaf.num_layers)
     arguments = (inputs._replace(weights=weights), layers, local)
-    if one_by_one or any(item.reach != "element" for item in transforms):
-        # The barrier keeps conversions in the loop, or all layers would be in memory converted.
-        return jax.lax.map(lambda xs: one(*jax.lax.optimization_barrier(xs)), arguments)
+    if one_by_one:
+        return jax.lax.map(lambda xs: one(*_unpacked(xs, leaf.dtype)), _packed(arguments))
+    if any(item.reach != "element" for item in transforms):
+        return jax.lax.map(lambda xs: one(*xs), arguments)
     return jax.vmap(one)(*arguments)
+
+
+def _packed(arguments: tuple) -> tuple:
+    """Arrays of 16-bit floats as integers, which XLA cannot convert ahead of a loop over layers.
+
+    It would keep all layers in float32.
+    """
+    inputs, *rest = arguments
+    bits = lambda x: jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), jnp.uint16)
+    return (jax.tree.map(lambda x: bits(x) if x.dtype.itemsize == 2 else x, inputs), *rest)
+
+
+def _unpacked(arguments: tuple, dtype: Any) -> tuple:
+    inputs, *rest = jax.lax.optimization_barrier(arguments)
+    floats = lambda x: jax.lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
+    return (jax.tree.map(floats, inputs), *rest)
 
 
 def _per_layer(weights: tuple[Double, ...], num_layers: int) -> tuple[Double, ...]:
@@ -210,7 +238,7 @@ def _measure_tensors(
 
 def _measure_one(measure: Measure, one_device: bool, work: Work) -> Any:
     base, tuned, _ = work.inputs
-    values = lambda after=None: measure.values(work.vectors(after), work.tensor)
+    values = lambda after: measure.values(*work.view(after)[1:])
     return statistics.take(measure, [Piece(values, work.tensor, base.size, len(tuned), one_device)])
 
 
@@ -226,8 +254,8 @@ def _whole_leaf(
     """A leaf as one piece of what ``item`` measures over the whole model; layers stay stacked."""
     local = _measure_tensors(leaf, transforms, inputs, key, place, shared)
 
-    def values(after: Array | None = None) -> Any:
-        finish = lambda work: item.measure.values(work.vectors(after), work.tensor)
+    def values(after: Array) -> Any:
+        finish = lambda work: item.measure.values(*work.view(after)[1:])
         return run(leaf, transforms, inputs, key, place, shared, local, finish)
 
     return Piece(values, _tensor_of(leaf), inputs.base.size, len(inputs.tuned), leaf.one_device)
@@ -240,10 +268,16 @@ def _tensor_of(leaf: Leaf) -> Tensor:
 
 def add_up(dtype: Any, work: Work) -> Array:
     """The merged tensor, rounded once to ``dtype``."""
-    (base, tuned, weights), vectors = work.inputs, work.vectors()
-    merged = exact.weighted_sum(work.tensor.base, vectors.deltas, vectors.weights, dtype)
-    unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in vectors.weights])
-    value = jnp.where(unchanged, base.astype(dtype), merged)
-    if len(tuned) == 1 and work.untouched:
-        value = jnp.where(weights[0].hi == 1, tuned[0].astype(dtype), value)
+    base, tuned, _ = work.inputs
+    given, (deltas, weights), tensor = work.view()
+    untouched = len(deltas) == len(tuned) and all(map(operator.is_, deltas, given.deltas))
+    if untouched and all(x.dtype == dtype == jnp.bfloat16 for x in (base, *tuned)):
+        merged = bfloat16.weighted_sum(base, tuned, weights)
+    else:
+        merged = exact.weighted_sum(tensor.base, deltas, weights, dtype)
+    unchanged = functools.reduce(jnp.logical_and, [w.hi == 0 for w in weights])
+    value = exact.pick(unchanged, base.astype(dtype), merged)
+    if len(tuned) == 1 and untouched:
+        whole = (weights[0].hi == 1) & (weights[0].lo == 0)
+        value = exact.pick(whole, tuned[0].astype(dtype), value)
     return exact.with_gradient_of(merged, value)

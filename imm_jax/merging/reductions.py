@@ -4,75 +4,66 @@ XLA on CPU writes out what it reduces over more than 32 elements at once, and on
 it, in tiles. So reduce over at most 32 first, which fuses with what computes the elements.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from imm_jax.merging.exact import with_gradient_of
-
 FEW = 32
 
 
-def _in_two_steps(reduce: Callable, x: Array) -> Array:
-    """``reduce(x, axis)`` over a factor of one axis, then over everything else."""
+def _in_two_steps(reduce: Callable, xs: Sequence[Array]) -> list[Array]:
+    """``reduce(xs, axis)`` over a factor of one axis, then over everything else (axis None)."""
+    shape = xs[0].shape
     factors = [
-        (d, axis) for axis, size in enumerate(x.shape) for d in range(1, FEW + 1) if size % d == 0
+        (d, axis) for axis, size in enumerate(shape) for d in range(1, FEW + 1) if size % d == 0
     ]
     if not factors:
-        return x
+        return list(xs)
     part, axis = max(factors)
-    shape = (*x.shape[:axis], x.shape[axis] // part, part, *x.shape[axis + 1 :])
+    cut = (*shape[:axis], shape[axis] // part, part, *shape[axis + 1 :])
     # The barrier keeps both steps apart, which XLA would join.
-    return reduce(jax.lax.optimization_barrier(reduce(x.reshape(shape), axis + 1)), None)
+    some = reduce([x.reshape(cut) for x in xs], axis + 1)
+    return reduce(jax.lax.optimization_barrier(some), None)
+
+
+def _plain(xs: Sequence[Array], axis: int | None) -> list[Array]:
+    return [jnp.sum(x, axis, dtype=x.dtype) for x in xs]
 
 
 def count_true(mask: Array) -> Array:
     """How many elements are True, as uint32."""
-    return _in_two_steps(
-        lambda x, axis: jnp.sum(x, axis, dtype=jnp.uint32), mask.astype(jnp.uint32)
-    )
+    return _in_two_steps(_plain, [mask.astype(jnp.uint32)])[0]
 
 
-def total(x: Array, in_order: bool = False) -> Array:
-    """The sum of all elements of a floating tensor.
+def totals(xs: Sequence[Array], one_device: bool = False) -> list[Array]:
+    """The sums of all elements of several tensors of one shape; booleans are counted, as uint32.
 
-    Compilers may reorder sums, and join a product with the sum it goes into, in one program and not
-    in another; then the same layer would have two sums. ``in_order`` keeps them from both: clipping
-    to the largest finite number changes nothing but cannot be moved across a sum. It is for arrays
-    on one device, since partial sums of several cannot be joined this way.
+    Compilers may reorder sums in one program and not in another; then the same layer would have two
+    sums. On ``one_device`` they are kept from that by :func:`unjoined`. One loop makes all sums
+    there, so that what the tensors share is computed once and never kept. Partial sums of several
+    devices cannot be added up this way.
     """
-    if not in_order:
-        return _in_two_steps(jnp.sum, x)
+    xs = [x.astype(jnp.uint32) if x.dtype == bool else x for x in xs]
+    return _in_two_steps(_in_order if one_device else _plain, xs)
+
+
+def _in_order(xs: Sequence[Array], axis: int | None) -> list[Array]:
+    xs = [unjoined(x) for x in xs]
+    axes = range(xs[0].ndim) if axis is None else (axis,)
+    add = lambda a, b: tuple(unjoined(x + y) for x, y in zip(a, b, strict=True))
+    zeros = tuple(jnp.zeros((), x.dtype) for x in xs)
+    return list(jax.lax.reduce(tuple(xs), zeros, add, axes))
+
+
+def unjoined(x: Array) -> Array:
+    """``x`` as it is, but no compiler joins what makes it with what uses it into other arithmetic.
+
+    Such as a product and a sum into one instruction that rounds once, here and not there. Clipping
+    to the largest finite number changes nothing and cannot be moved.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
     most = jnp.finfo(x.dtype).max
-    within = lambda y: jax.lax.clamp(-most, y, most)
-
-    def reduce(y: Array, axis: int | None) -> Array:
-        axes = range(y.ndim) if axis is None else (axis,)
-        return jax.lax.reduce(y, jnp.zeros((), y.dtype), lambda a, b: within(a + b), axes)
-
-    value = _in_two_steps(reduce, within(jax.lax.stop_gradient(x)))
-    return with_gradient_of(_in_two_steps(jnp.sum, x), value)
-
-
-def largest(x: Array) -> Array:
-    """The largest of non-negative elements, 0 where there are none."""
-    return _in_two_steps(lambda x, axis: jnp.max(x, axis, initial=0), x)
-
-
-def norm(x: Array, axis: int | None = None) -> Array:
-    """The 2-norm, scaled so that squares neither overflow nor vanish; its gradient at 0 is 0.
-
-    Along an axis, which is kept with length 1, or of all elements.
-    """
-    sizes = jax.lax.stop_gradient(jnp.abs(x))
-    top = largest(sizes) if axis is None else jnp.max(sizes, axis, keepdims=True, initial=0)
-    top = jnp.where(top > 0, top, 1)
-    squares = total_along(jnp.square(x * (1 / top)), axis)
-    return jnp.where(squares > 0, top * jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
-
-
-def total_along(x: Array, axis: int | None) -> Array:
-    """The sum along an axis, kept with length 1, or of all elements."""
-    return total(x) if axis is None else jnp.sum(x, axis, keepdims=True)
+    return jax.lax.clamp(-most, x, most)

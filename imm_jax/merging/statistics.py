@@ -15,8 +15,9 @@ import numpy as np
 from jax import Array
 
 from imm_jax.merging.kth import kth_largest, order_bits
-from imm_jax.merging.reductions import count_true, total
+from imm_jax.merging.reductions import count_true, totals
 
+FIRST = np.int32(0)
 NOTHING = np.int32(0x7FFFFFFF)  # above the bits of every float: a threshold that keeps nothing
 
 
@@ -73,9 +74,9 @@ Measure = Totals | Largest | Ranks
 class Piece(NamedTuple):
     """One tensor, or a stack of them, as a measure sees it.
 
-    ``values(after)`` computes its values. Calling it anew in each pass of a loop, with a value of
-    that pass as ``after``, keeps them out of memory. ``one_device`` says that its arrays are known
-    to be on one.
+    ``values(after)`` computes its values. Calling it anew in each pass, with a value of that pass
+    as ``after`` (any, such as :data:`FIRST`), keeps them out of memory. ``one_device`` says that
+    its arrays are known to be on one.
     """
 
     values: Callable[..., Any]
@@ -91,22 +92,19 @@ def take(measure: Measure, pieces: Sequence[Piece]) -> Any:
 
 
 def _take_totals(measure: Totals, pieces: Sequence[Piece]) -> Any:
-    sums = [
-        jax.tree.map(lambda x, p=piece: _sum(x, p.one_device), piece.values()) for piece in pieces
-    ]
+    sums = []
+    for piece in pieces:
+        values, structure = jax.tree.flatten(piece.values(FIRST))
+        sums.append(structure.unflatten(totals(values, piece.one_device)))
     if len(sums) > 1:
         sums = [jax.tree.map(lambda *parts: sum(p.astype(jnp.float32) for p in parts), *sums)]
     return measure.finish(sums[0], sum(piece.size for piece in pieces))
 
 
-def _sum(x: Array, in_order: bool) -> Array:
-    return count_true(x) if x.dtype == bool else total(x, in_order)
-
-
 def _take_largest(measure: Largest, pieces: Sequence[Piece]) -> Array:
     count: Any = sum(piece.size for piece in pieces)
     if measure.of_positive:
-        above = [[count_true(x > 0) for x in piece.values()] for piece in pieces]
+        above = [[count_true(x > 0) for x in piece.values(FIRST)] for piece in pieces]
         count = [sum(counts) for counts in zip(*above, strict=True)]
     ranks = measure.ranks(count, pieces[0].models)
     flat = [k for row in ranks for k in row]
@@ -128,7 +126,7 @@ def _at_least_1(k: Any) -> Any:
 def _take_ranks(measure: Ranks, pieces: Sequence[Piece]) -> list[Array]:
     (piece,) = pieces
     axis = measure.axis(piece.tensor)
-    return [rank_shares(x, axis if x.ndim > 1 else -1) for x in piece.values()]
+    return [rank_shares(x, axis if x.ndim > 1 else -1) for x in piece.values(FIRST)]
 
 
 def rank_shares(x: Array, axis: int) -> Array:

@@ -22,7 +22,7 @@ from imm_jax.merging import exact
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.outofcore import row_ranks, select
 from imm_jax.merging.program import Inputs, Place, add_up, kind_of, run
-from imm_jax.merging.protocol import Chain, Tensor, Transform, chain, fan_in_axis
+from imm_jax.merging.protocol import Chain, Tensor, chain, fan_in_axis
 from imm_jax.merging.random_bits import hash_path
 from imm_jax.merging.statistics import Largest, Ranks, Totals
 
@@ -103,12 +103,7 @@ def measure_model(parts: Sequence[Part], transform: Any, key: Array | None = Non
         if item.measure is None or item.scope == "tensor":
             shared.append(None)
             continue
-        chosen = [
-            part
-            for part in parts
-            if item.includes is None
-            or item.includes(Tensor(part.name, None, None, None, part.name))
-        ]
+        chosen = [p for p in parts if item.includes is None or item.includes(_tensor_of(p))]
         local = [_measure_tensor(part, transforms[:index], key, shared[:index]) for part in chosen]
 
         def blocks(chosen=chosen, local=local, index=index) -> Iterator[tuple[Block, Any]]:
@@ -121,8 +116,9 @@ def measure_model(parts: Sequence[Part], transform: Any, key: Array | None = Non
     return shared
 
 
-def _is_included(item: Transform, part: Part) -> bool:
-    return item.includes is None or item.includes(Tensor(part.name, None, None, None, part.name))
+def _tensor_of(part: Part) -> Tensor:
+    """Its name, for questions that need no arrays."""
+    return Tensor(part.name, None, None, None, part.name)
 
 
 def _check(transforms: Chain, key: Array | None, shared: Sequence[Any] | None) -> None:
@@ -203,9 +199,10 @@ def _map_blocks(
         leaf = kind_of(
             Leaf(part.name, part.name, None, False, None, block.shape, np.dtype(part.dtype)), used
         )
+        values = {read: _read(read, block) for read in {part.base, *part.tuned}}
         inputs = Inputs(
-            _read(part.base, block),
-            tuple(_read(read, block) for read in part.tuned),
+            values[part.base],
+            tuple(values[read] for read in part.tuned),
             tuple(
                 exact.to_double(_read(w, block) if callable(w) else np.float64(w))
                 for w in part.weights
@@ -217,7 +214,8 @@ def _map_blocks(
             if isinstance(item.measure, Ranks):
                 program = _program(leaf, transforms, index, once)
                 values = program(inputs, key, place, local[:index], np.int64(block.size))
-                local[index] = [row_ranks(np.asarray(x)) for x in values]
+                axis = item.measure.axis(_tensor_of(part)) if len(block.shape) > 1 else -1
+                local[index] = [row_ranks(np.asarray(x), axis) for x in values]
         program = _program(leaf, transforms, stop, once)
         waiting.append((block, program(inputs, key, place, local, np.int32(block.size))))
         if len(waiting) > IN_FLIGHT:
@@ -258,7 +256,7 @@ _compiled = functools.lru_cache(maxsize=256)(_compile)
 
 def _values(measure: Any, work: Any, size: Array) -> Any:
     """What is gathered of a block: its values, or partial sums of them without the padding."""
-    values = measure.values(work.vectors(), work.tensor)
+    values = measure.values(*work.view()[1:])
     if not isinstance(measure, Totals):
         return values
 

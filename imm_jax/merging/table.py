@@ -270,3 +270,25 @@ def _check_weight(method: str, row: Method, weight: Weight | None, arguments: di
         if weight_sum_is_zero(listed):
             raise InputError(f"the weights of a linear merge sum to 0: {weight}")
     return jax.tree.map(lambda w: w + 1, weight) if method == "expo" else weight
+
+
+def methods_table() -> str:
+    """The methods as a Markdown table, for documents."""
+    rows = ["| method | merges | parameters and defaults |", "|---|---|---|"]
+    for name, row in METHODS.items():
+        shown = dict(row.parameters)
+        if row.weight is not None:
+            shown = {row.weight: row.default_weight} | shown
+        listed = ", ".join(k if v is None else f"{k} {_plain(v)}" for k, v in shown.items())
+        rows.append(f"| `{name}` | {row.summary} | {listed} |")
+    return "\n".join(rows)
+
+
+def _plain(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

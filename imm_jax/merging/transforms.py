@@ -1,7 +1,7 @@
 """Transforms of task vectors: scale, normalise, elect, clip, cast, mask. See also sparsify.py."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -32,6 +32,8 @@ def scale(factor: float) -> Transform:
     """Multiplies every delta by ``factor`` (mergekit's ``lambda``)."""
 
     def apply(vectors: TaskVectors, tensor: Tensor, _: Any) -> TaskVectors:
+        if isinstance(factor, (int, float)) and factor == 1:
+            return vectors
         return vectors.with_deltas(
             exact.multiply(d, to_double(factor, d.hi.dtype)) for d in vectors.deltas
         )
@@ -96,19 +98,30 @@ def elect_sign(
             jnp.sign(d.hi * w.hi) == won
             for d, w in zip(vectors.deltas, vectors.weights, strict=True)
         ]
-        chosen, share = to_double(jnp.zeros_like(tensor.base)), 0.0
-        for a, d, w in zip(agree, vectors.deltas, vectors.weights, strict=True):
-            chosen = exact.add(chosen, exact.select(a, exact.multiply(d, w), exact.zeros_like(d)))
-            share = share + jnp.where(a, w.hi, 0)
-        if normalize:
-            # One division, used once: else XLA keeps intermediate results of the leaf's size.
-            mean = chosen.hi / jnp.where(share == 0, 1, share)
-            chosen = as_double(jnp.where(share == 0, 0, mean))
-        return TaskVectors((chosen,), (to_double(1.0, tensor.base.dtype),))
+        return mean_of_agreeing(vectors, agree, normalize)
 
     if zeros == "majority":
         return elementwise(apply, Totals(sides, majority_of), "model")
     return elementwise(apply)
+
+
+def mean_of_agreeing(
+    vectors: TaskVectors, agree: Sequence[Array], normalize: bool = True
+) -> TaskVectors:
+    """The weighted mean of each element over the models that ``agree``; 0 where none does.
+
+    With normalize=False the weighted sum.
+    """
+    zero = exact.zeros_like(vectors.deltas[0])
+    chosen, share = zero, 0.0
+    for a, d, w in zip(agree, vectors.deltas, vectors.weights, strict=True):
+        chosen = exact.add(chosen, exact.select(a, exact.multiply(d, w), zero))
+        share = share + jnp.where(a, w.hi, 0)
+    if normalize:
+        # One division, used once: else XLA keeps intermediate results of the leaf's size.
+        mean = chosen.hi / jnp.where(share == 0, 1, share)
+        chosen = as_double(jnp.where(share == 0, 0, mean))
+    return TaskVectors((chosen,), (to_double(1.0, zero.hi.dtype),))
 
 
 @transform

@@ -1,6 +1,7 @@
 """Tokenizers: from a model folder's own files, or from a GGUF file's metadata."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ from imm_jax.errors import InputError
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.gguf.container import open_gguf
 from imm_jax.models.gguf.tokenizer import read_tokenizer
-from imm_jax.models.sources import ResolvedModel
+from imm_jax.models.sources import ResolvedModel, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,11 +25,14 @@ def load_tokenizer(model: ResolvedModel | str | os.PathLike) -> "PreTrainedToken
     a GGUF file through :func:`~imm_jax.models.gguf.tokenizer.read_tokenizer`. Neither needs torch.
 
     Args:
-      model: what :func:`~imm_jax.models.sources.resolve` gave, a model folder, or a ``.gguf`` file.
+      model: what :func:`~imm_jax.models.sources.resolve` gave, a folder with tokenizer files, or
+        any source that ``resolve`` takes.
 
     Raises:
       InputError: there are no tokenizer files, or they cannot be used; names the folder or file.
     """
+    if isinstance(model, str) and not Path(model).exists():
+        model = resolve(model)
     path = model.path if isinstance(model, ResolvedModel) else Path(model)
     if path.is_dir():
         return _from_folder(path)
@@ -57,6 +61,21 @@ def _from_folder(folder: Path) -> "PreTrainedTokenizerFast":
             "(a tokenizer.json), which is needed"
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: str | os.PathLike) -> None:
+    """Writes a tokenizer's files into a folder.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", config: ModelConfig) -> None:

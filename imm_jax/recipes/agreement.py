@@ -9,6 +9,7 @@ from imm_jax.errors import InputError
 from imm_jax.models.huggingface.tensor_files import Entry
 from imm_jax.recipes.checkpoint import (
     Checkpoint,
+    TensorFiles,
     find_embedding,
     is_head,
     is_vocabulary,
@@ -18,9 +19,9 @@ from imm_jax.recipes.checkpoint import (
 
 
 class Input(NamedTuple):
-    """A tensor of one model: which checkpoint, and the name there."""
+    """A tensor on disk: of which model, or of which file of weights, and its name there."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | TensorFiles
     name: str
 
     @property
@@ -88,7 +89,8 @@ def check_names(
 
 
 ALIKE = ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-         "intermediate_size", "hidden_act", "rope_theta", "rope_scaling")  # fmt: skip
+         "intermediate_size", "hidden_act", "rope_theta", "rope_scaling",
+         "rope_parameters")  # fmt: skip
 
 
 def check_alike(donor: Checkpoint, checkpoints: Iterable[Checkpoint]) -> None:
@@ -99,7 +101,7 @@ def check_alike(donor: Checkpoint, checkpoints: Iterable[Checkpoint]) -> None:
     """
     for other in checkpoints:
         for key in ALIKE:
-            one, two = donor.config.get(key), other.config.get(key)
+            one, two = donor.text.get(key), other.text.get(key)
             if one != two and not (one is None or two is None):
                 raise InputError(
                     f"{other.folder}/config.json: {key} is {two!r}, but {one!r} in {donor.folder}: "
@@ -169,12 +171,13 @@ def merged_shape(
     shapes = [i.entry.shape for i in inputs]
     if is_vocabulary(name) and vocabulary_size is not None:
         _require_same(inputs, 1)
+        _require_rows(inputs)
         return (vocabulary_size, *shapes[0][1:])
     if is_vocabulary(name) and len({shape[:1] for shape in shapes}) > 1:
         _require_same(inputs, 1)
         if not options.truncate_vocabulary:
             sizes = ", ".join(
-                f"{s[0]} in {i.checkpoint.folder}" for (i, _), s in zip(entries, shapes)
+                f"{s[0]} in {i.checkpoint.folder}" for i, s in zip(inputs, shapes, strict=True)
             )
             raise InputError(
                 f"{name}: vocabularies of different sizes: {sizes}; set tokenizer_source in the "
@@ -183,6 +186,17 @@ def merged_shape(
         return (min(shape[0] for shape in shapes), *shapes[0][1:])
     _require_same(inputs, 0)
     return shapes[0]
+
+
+def _require_rows(inputs: Sequence[Input]) -> None:
+    """Aligned tokens are counted by the configurations, so these must be right."""
+    for checkpoint, name in inputs:
+        entry, said = checkpoint.tensors[name], checkpoint.text.get("vocab_size")
+        if isinstance(said, int) and entry.shape[0] < said:
+            raise InputError(
+                f"{entry.file}: tensor {name} has {entry.shape[0]} rows, but the config says "
+                f"vocab_size {said}"
+            )
 
 
 def _require_same(inputs: Sequence[Input], from_axis: int) -> None:

@@ -12,8 +12,9 @@ import yaml
 import imm_jax
 from imm_jax.errors import InputError
 from imm_jax.merging.table import METHODS
-from imm_jax.models.huggingface.weights import CONFIG, GENERATION_CONFIG
-from imm_jax.models.tokenizer import load_tokenizer
+from imm_jax.models.huggingface.weights import CONFIG, GENERATION_CONFIG, read_json
+from imm_jax.models.tokenizer import TOKENIZER_FILES as ONE_OF
+from imm_jax.models.tokenizer import load_tokenizer, save_tokenizer
 from imm_jax.recipes.checkpoint import Checkpoint, is_head, is_vocabulary
 from imm_jax.recipes.plan import Output, donor_of
 from imm_jax.recipes.types import Model, Recipe
@@ -32,25 +33,24 @@ def write_beside(
     checkpoints: Mapping[Model, Checkpoint],
     outputs: Sequence[Output],
     vocabulary: Vocabulary | None,
+    template: str | None,
     seed: int,
     name: str,
 ) -> None:
-    """Writes everything but the weights into ``folder``.
-
-    Raises:
-      InputError: a chat template is asked for and there is no tokenizer to hold it.
-    """
+    """Writes everything but the weights into ``folder``; ``template`` is the chat template."""
     donor = donor_of(recipe, checkpoints)
-    config = merged_config(recipe, donor, outputs, vocabulary)
-    _write_json(folder / CONFIG, config)
-    if (donor.folder / GENERATION_CONFIG).is_file():
-        shutil.copyfile(donor.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG)
-    template = chat_template(recipe, checkpoints)
+    ids = _token_ids(recipe, vocabulary)
+    _write_json(folder / CONFIG, merged_config(recipe, donor, outputs, ids))
+    if (path := donor.folder / GENERATION_CONFIG).is_file() and ids:
+        kept = {key: value for key, value in (read_json(path) | ids).items() if value is not None}
+        _write_json(folder / GENERATION_CONFIG, kept)
+    elif path.is_file():
+        shutil.copyfile(path, folder / GENERATION_CONFIG)
     if vocabulary is not None or template is not None:
         tokenizer = load_tokenizer(donor.resolved) if vocabulary is None else vocabulary.tokenizer
         if template is not None:
             tokenizer.chat_template = template
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     else:
         for file in TOKENIZER_FILES:
             if (donor.folder / file).is_file():
@@ -59,12 +59,21 @@ def write_beside(
     (folder / "README.md").write_text(card(recipe, seed, name), encoding="utf-8")
 
 
+def _token_ids(recipe: Recipe, vocabulary: Vocabulary | None) -> dict[str, int | None]:
+    """The ids of special tokens, where the tokenizer is another model's than the base's."""
+    if vocabulary is None or not isinstance(recipe.tokenizer.source, Model):
+        return {}
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: getattr(vocabulary.tokenizer, key) for key in keys}
+
+
 def merged_config(
-    recipe: Recipe, donor: Checkpoint, outputs: Sequence[Output], vocabulary: Vocabulary | None
+    recipe: Recipe, donor: Checkpoint, outputs: Sequence[Output], ids: Mapping[str, int | None]
 ) -> dict[str, Any]:
     """The donor's ``config.json`` with what the merge changes.
 
-    Numbers of the text model stand in ``text_config`` where the donor has them there.
+    Numbers of the text model stand in ``text_config`` where the donor has them there. ``ids`` are
+    those of special tokens that are not the donor's.
     """
     config = json.loads(json.dumps(donor.config))
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
@@ -81,9 +90,7 @@ def merged_config(
             part[key] = dtype
     if recipe.slices[0].sources[0].layer_range is not None:
         _renumber(recipe, text, donor.layers)
-    if vocabulary is not None and isinstance(recipe.tokenizer.source, Model):
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            text[key] = getattr(vocabulary.tokenizer, key)
+    text.update(ids)
     return config
 
 
@@ -123,12 +130,12 @@ def check_tokenizer_files(
       InputError: it has, or it cannot be read.
     """
     donor = donor_of(recipe, checkpoints)
-    if not any((donor.folder / file).is_file() for file in TOKENIZER_FILES[:2]):
+    if not any((donor.folder / file).is_file() for file in ONE_OF):
         if recipe.chat_template:
             raise InputError(f"{donor.folder}: has no tokenizer to hold the chat_template")
         return
     tokens = load_tokenizer(donor.resolved).get_vocab()
-    token, last = max(tokens.items(), key=lambda item: item[1])
+    token, last = max(tokens.items(), key=lambda item: item[1], default=("", -1))
     if last >= size:
         raise InputError(
             f"{donor.folder}: its token {token!r} has id {last}, but the merged model has {size} "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imm_jax.errors import InputError
-from imm_jax.models.huggingface.tensor_files import DTYPES, Entry, TensorReader
+from imm_jax.models.huggingface.tensor_files import DTYPES, Entry, TensorReader, read_header
 from imm_jax.models.huggingface.weight_names import BUFFERS
 from imm_jax.models.huggingface.weights import CONFIG, find_tensors, read_json
 from imm_jax.models.sources import ResolvedModel, resolve
@@ -21,23 +21,32 @@ HEADS = ("lm_head.weight", "lm_head.bias", "embed_out.weight", "output.weight")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checkpoint:
+class TensorFiles:
+    """Tensors on disk.
+
+    Attributes:
+      tensors: where each tensor lies.
+      reader: their elements.
+    """
+
+    tensors: Mapping[str, Entry]
+    reader: TensorReader
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint(TensorFiles):
     """A model folder.
 
     Attributes:
       model: what the recipe calls it.
       resolved: where it is.
       config: what ``config.json`` holds.
-      tensors: where each tensor lies.
-      reader: views of them.
       layers: how many layers the tensors' names count.
     """
 
     model: Model
     resolved: ResolvedModel
     config: Mapping[str, Any]
-    tensors: Mapping[str, Entry]
-    reader: TensorReader
     layers: int
 
     @property
@@ -46,10 +55,16 @@ class Checkpoint:
         return self.resolved.path
 
     @property
+    def text(self) -> Mapping[str, Any]:
+        """What the configuration says of the text model."""
+        text = self.config.get("text_config")
+        return text if isinstance(text, dict) else self.config
+
+    @property
     def tied(self) -> bool:
         """Whether the embedding serves as the head."""
-        text = self.config.get("text_config") or {}
-        return bool(self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+        own = self.text.get("tie_word_embeddings", False)
+        return bool(self.config.get("tie_word_embeddings", own))
 
     def flat(self, name: str) -> np.ndarray:
         """A tensor's elements as a view of its file, 1-D."""
@@ -79,15 +94,35 @@ def open_checkpoint(model: Model) -> Checkpoint:
                 f"{entry.file}: tensor {name} is stored as {entry.dtype}, which is not supported; "
                 f"expected one of {', '.join(DTYPES)}"
             )
-    found = [int(match[2]) for match in map(LAYER.fullmatch, tensors) if match]
+    if not tensors:
+        raise InputError(f"{resolved.path}: its weight files hold no tensors")
     return Checkpoint(
         model=model,
         resolved=resolved,
         config=read_json(resolved.path / CONFIG),
         tensors=tensors,
         reader=TensorReader(tensors),
-        layers=max(found) + 1 if found else 0,
+        layers=_count_layers(resolved.path, tensors),
     )
+
+
+def _count_layers(folder: Path, names: Iterable[str]) -> int:
+    """How many layers there are, all of them with a number."""
+    numbers = {int(match[2]) for match in map(LAYER.fullmatch, names) if match}
+    gap = next((n for n in range(len(numbers)) if n not in numbers), None)
+    if gap is not None:
+        raise InputError(f"{folder}: has tensors of layer {max(numbers)}, but none of layer {gap}")
+    return len(numbers)
+
+
+def open_tensors(path: str) -> TensorFiles:
+    """Reads the header of one safetensors file.
+
+    Raises:
+      InputError: it cannot be read or is damaged.
+    """
+    tensors = read_header(path)
+    return TensorFiles(tensors=tensors, reader=TensorReader(tensors))
 
 
 def is_vocabulary(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Whether any weight is NaN or infinite, found before anything is written."""
 
+import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from imm_jax.errors import InputError
 from imm_jax.progress import Progress
 from imm_jax.recipes.agreement import Input
 
-CHUNK = 1 << 20  # elements; what is computed of them stays in the cache
+CHUNK = 1 << 18  # elements; what is computed of them stays in the cache
 
 
 def check_finite(inputs: Iterable[Input]) -> None:
@@ -20,22 +21,26 @@ def check_finite(inputs: Iterable[Input]) -> None:
       InputError: a tensor has NaN or infinite values; names its file and the tensor.
     """
     inputs = list(dict.fromkeys(inputs))
-    total = sum(i.checkpoint.flat(i.name).nbytes for i in inputs)
+    total = sum(i.entry.end - i.entry.begin for i in inputs)
     with Progress("check", total, unit="B") as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda i: _is_finite(i.checkpoint.flat(i.name)), inputs)
-        for (checkpoint, name), fine in zip(inputs, found, strict=True):
+        found = pool.map(_is_finite, inputs)
+        for source, fine in zip(inputs, found, strict=True):
             if not fine:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise InputError(
-                    f"{checkpoint.tensors[name].file}: tensor {name} has NaN or infinite values"
+                    f"{source.entry.file}: tensor {source.name} has NaN or infinite values"
                 )
-            progress.update(checkpoint.flat(name).nbytes)
+            progress.update(source.entry.end - source.entry.begin)
 
 
-def _is_finite(values: np.ndarray) -> bool:
+def _is_finite(source: Input) -> bool:
+    reader, size = source.checkpoint.reader, math.prod(source.entry.shape)
+    starts = range(0, size, CHUNK)
+    return all(is_finite(reader.read(source.name, i, min(i + CHUNK, size))) for i in starts)
+
+
+def is_finite(values: np.ndarray) -> bool:
     """By the exponent's bits: of numbers that are not finite all are 1, and no number is larger."""
     unsigned = np.dtype(f"u{values.itemsize}")
     infinity = np.array(np.inf, values.dtype).view(unsigned) << 1
-    bits = values.view(unsigned)
-    chunks = (bits[i : i + CHUNK] for i in range(0, bits.size, CHUNK))
-    return all((chunk << 1).max() < infinity for chunk in chunks)
+    return bool((values.view(unsigned) << 1).max(initial=0) < infinity)

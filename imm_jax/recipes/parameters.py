@@ -55,7 +55,8 @@ MERGEKIT: dict[str, dict[str, Parameter]] = {
     # mergekit lists density and rescale here too, and sparsifies nothing.
     "task_arithmetic": TASK
     | {"density": DENSITY._replace(use="unused"), "rescale": OFF._replace(use="unused")},
-    "ties": TASK | NO_RESCALE | {"normalize": ON},
+    # scope is our own: "model" trims over the whole model, as the paper's code does.
+    "ties": TASK | NO_RESCALE | {"normalize": ON, "scope": Parameter(str, "tensor")},
     "dare_linear": DARE,
     "dare_ties": DARE,
     "della": DELLA | {"normalize": ON},
@@ -83,7 +84,7 @@ MERGEKIT: dict[str, dict[str, Parameter]] = {
     },
 }
 # Methods of our own whose weight is a file of statistics, one for each model.
-FILES = {"fisher": "fisher", "regmean": "gram"}
+FILES = {"fisher": "fisher"}
 
 
 def parameters_of(method: str) -> dict[str, Parameter]:
@@ -162,7 +163,12 @@ def _read_value(raw: Any, parameter: Parameter, where: str) -> Any:
     return _read_scalar(raw, parameter, where)
 
 
-WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a file's path"}
+WORDS = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a word or a file's path",
+}
 
 
 def _read_scalar(raw: Any, parameter: Parameter, where: str) -> Any:

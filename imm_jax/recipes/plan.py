@@ -4,7 +4,7 @@ Nothing here reads a weight.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +23,14 @@ from imm_jax.recipes.agreement import (
     check_names,
     merged_shape,
 )
-from imm_jax.recipes.checkpoint import Checkpoint, is_head, is_vocabulary, layer_of
+from imm_jax.recipes.checkpoint import (
+    Checkpoint,
+    TensorFiles,
+    is_head,
+    is_vocabulary,
+    layer_of,
+    open_tensors,
+)
 from imm_jax.recipes.resolve import Resolved, depth, resolve
 from imm_jax.recipes.types import Model, Recipe, Slice
 
@@ -38,7 +45,7 @@ class Output:
       dtype: its type.
       base: what task vectors start from.
       models: what is merged.
-      weights: each model's weight: a number, or the path of a file with one for each element.
+      weights: each model's weight: a number, or a tensor on disk with one for each element.
       transforms: the method's chain.
       part: the slice that it belongs to.
     """
@@ -48,14 +55,19 @@ class Output:
     dtype: np.dtype
     base: Input
     models: tuple[Input, ...]
-    weights: tuple[float | str, ...]
+    weights: tuple[float | Input, ...]
     transforms: Chain
     part: Slice
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """Every tensor that is read, each once."""
+        """Every model's tensor that is read, each once."""
         return tuple(dict.fromkeys((self.base, *self.models)))
+
+    @property
+    def weight_inputs(self) -> tuple[Input, ...]:
+        """Every tensor of weights that is read."""
+        return tuple(w for w in self.weights if isinstance(w, Input))
 
 
 def plan(
@@ -78,12 +90,13 @@ def plan(
     donor = donor_of(recipe, checkpoints)
     check_alike(donor, checkpoints.values())
     heads = Heads(checkpoints.values(), options)
+    open_weights = functools.cache(open_tensors)
     outputs = []
     for place in _places(recipe, donor, checkpoints, heads):
         models = [checkpoints[source.model] for source in place.part.sources]
         inputs = [heads.input(c, n) for c, n in zip(models, place.inputs, strict=True)]
         shape = merged_shape(place.output, inputs, vocabulary_size, options)
-        outputs.append(_output(recipe, place, shape, inputs))
+        outputs.append(_output(recipe, place, shape, inputs, open_weights))
     return outputs
 
 
@@ -157,7 +170,11 @@ def _ranges(
 
 
 def _output(
-    recipe: Recipe, place: _Place, shape: tuple[int, ...], inputs: Sequence[Input]
+    recipe: Recipe,
+    place: _Place,
+    shape: tuple[int, ...],
+    inputs: Sequence[Input],
+    open_weights: Callable[[str], TensorFiles],
 ) -> Output:
     part = place.part
     stored = {i.entry.dtype: i for i in inputs}
@@ -177,6 +194,10 @@ def _output(
     names = [i.name for i in inputs]
     resolved = resolve(recipe, part, place.output, names, place.depth)
     weights, transforms = build(recipe.merge_method, resolved, base is not None)
+    weights = tuple(
+        _weight_input(open_weights(w), w, model) if isinstance(w, str) else w
+        for w, model in zip(weights, models, strict=True)
+    )
     return Output(
         name=place.output,
         shape=shape,
@@ -187,6 +208,18 @@ def _output(
         transforms=transforms,
         part=part,
     )
+
+
+def _weight_input(files: TensorFiles, path: str, model: Input) -> Input:
+    """A model's weights for the elements of its tensor: of the same name and shape in the file."""
+    entry, shape = files.tensors.get(model.name), model.entry.shape
+    if entry is None or entry.shape != shape or entry.dtype not in DTYPES:
+        found = "nothing" if entry is None else f"{entry.dtype} {list(entry.shape)}"
+        raise InputError(
+            f"{path}: tensor {model.name}: found {found}, expected floating numbers {list(shape)} "
+            f"as in {model.checkpoint.folder}"
+        )
+    return Input(files, model.name)
 
 
 def build(method: str, resolved: Resolved, has_base: bool) -> tuple[tuple[float | str, ...], Chain]:

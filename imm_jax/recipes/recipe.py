@@ -15,8 +15,9 @@ from imm_jax.recipes.types import Model, Recipe, Slice, Source
 from imm_jax.yaml_files import read_yaml
 
 MODULES = ("default", "text_decoder")  # mergekit's names of a text model, and of one in another
-# These search, or train on data, which no file can hold.
+# These run models on data.
 IN_PYTHON = {
+    "regmean": "imm_jax.merging.regmean",
     "adamerging": "imm_jax.merging.adamerging",
     "greedy_soup": "imm_jax.merging.greedy_soup",
 }

@@ -1,6 +1,7 @@
 """Merging files into files: a recipe in, a model folder out, in the memory of a few blocks."""
 
 import functools
+import hashlib
 import logging
 import math
 import os
@@ -14,19 +15,26 @@ import numpy as np
 import imm_jax
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.merging.streaming import Part, Read, measure_model, merge_part
-from imm_jax.models.huggingface.tensor_files import DTYPES, Planned, TensorReader, read_header
+from imm_jax.models.huggingface.tensor_files import Planned
 from imm_jax.models.sources import resolve
 from imm_jax.progress import Progress
 from imm_jax.recipes.agreement import Input, Options
-from imm_jax.recipes.card import check_tokenizer_files, write_beside
+from imm_jax.recipes.card import chat_template, check_tokenizer_files, write_beside
 from imm_jax.recipes.checkpoint import Checkpoint, is_vocabulary, open_checkpoint
-from imm_jax.recipes.finite import check_finite
+from imm_jax.recipes.finite import check_finite, is_finite
 from imm_jax.recipes.plan import Output, plan
 from imm_jax.recipes.recipe import load_recipe
 from imm_jax.recipes.resolve import notes
-from imm_jax.recipes.shards import cut, require_room, unfinished, write_shards
+from imm_jax.recipes.shards import (
+    Shard,
+    cut,
+    require_new,
+    require_room,
+    unfinished,
+    write_shards,
+)
 from imm_jax.recipes.types import Model, Recipe
-from imm_jax.recipes.vocabulary import Vocabulary, align, mean_row, take_rows
+from imm_jax.recipes.vocabulary import PADDING, Vocabulary, align, mean_row, take_rows
 
 SHARD_BYTES = 5_000_000_000
 
@@ -68,6 +76,7 @@ def merge_files(
       Interrupted: ``should_stop`` said so; what is finished is kept.
     """
     folder = Path(folder)
+    require_new(folder)
     described = load_recipe(recipe)
     for note in notes(described):
         logger.info(note)
@@ -78,15 +87,20 @@ def merge_files(
     sizes = [output.shape[0] for output in outputs if is_vocabulary(output.name)]
     if vocabulary is None and sizes:
         check_tokenizer_files(described, checkpoints, sizes[0])
+    template = chat_template(described, checkpoints)
     shards = cut([Planned(o.name, o.dtype, o.shape) for o in outputs], max_shard_bytes)
     require_room(folder, shards)
     parts = {o.name: _part(o, vocabulary) for o in outputs}
-    check_finite(i for output in outputs for i in output.inputs)
+    inputs = [i for output in outputs for i in (*output.inputs, *output.weight_inputs)]
+    check_finite(inputs)
 
     key = jax.random.key(seed, impl="threefry2x32")
-    fingerprint = _fingerprint(described, checkpoints, seed, max_shard_bytes, options)
+    fingerprint = _fingerprint(described, shards, inputs, vocabulary, seed)
     total = sum(shard.nbytes for shard in shards)
-    with unfinished(folder, fingerprint) as beside, Progress("merge", total, unit="B") as progress:
+    with (
+        unfinished(folder, fingerprint, shards) as beside,
+        Progress("merge", total, unit="B") as progress,
+    ):
         shared = _measure(outputs, parts, key)
 
         def pieces(name: str) -> Iterator[np.ndarray]:
@@ -94,14 +108,27 @@ def merge_files(
             if should_stop():
                 raise Interrupted(f"{folder}: stopped")
             for piece in merge_part(parts[name], output.transforms, key, shared.get(name)):
+                if not is_finite(piece):
+                    raise InputError(
+                        f"{recipe}: tensor {name} would have values that {output.dtype} cannot hold"
+                    )
                 yield piece
                 progress.update(piece.nbytes)
-            for checkpoint, tensor in output.inputs:
+            for checkpoint, tensor in output.inputs:  # of what an aligned embedding has mapped
                 checkpoint.reader.release([tensor])
 
         by_name = {output.name: output for output in outputs}
         write_shards(beside, shards, pieces, progress.update)
-        write_beside(beside, described, checkpoints, outputs, vocabulary, seed, folder.name)
+        write_beside(
+            beside,
+            described,
+            checkpoints,
+            outputs,
+            vocabulary,
+            template,
+            seed,
+            name=os.path.basename(os.path.abspath(folder)),
+        )
 
 
 def _vocabulary(recipe: Recipe, checkpoints: Mapping[Model, Checkpoint]) -> Vocabulary | None:
@@ -117,20 +144,24 @@ def _vocabulary(recipe: Recipe, checkpoints: Mapping[Model, Checkpoint]) -> Voca
 
 def _fingerprint(
     recipe: Recipe,
-    checkpoints: Mapping[Model, Checkpoint],
+    shards: Sequence[Shard],
+    inputs: Sequence[Input],
+    vocabulary: Vocabulary | None,
     seed: int,
-    max_shard_bytes: float,
-    options: Options,
 ) -> dict[str, Any]:
     """What finished shards depend on."""
-    files = {entry.file for c in checkpoints.values() for entry in c.tensors.values()}
-    stats = {str(file): file.stat() for file in files}
+    stats = {str(file): file.stat() for file in {i.entry.file for i in inputs}}
+    digest = hashlib.sha256()
+    for array in (vocabulary.rows, vocabulary.fill, vocabulary.donor_rows) if vocabulary else ():
+        digest.update(array.tobytes())
     return {
         "version": imm_jax.__version__,
         "recipe": recipe.text,
-        "options": [seed, max_shard_bytes, *options],
-        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())},
-        "folders": [str(checkpoint.folder) for checkpoint in checkpoints.values()],
+        "seed": seed,
+        "shards": [[s.file, [(t.name, t.dtype.name, t.shape) for t in s.tensors]] for s in shards],
+        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+        "inputs": [(str(i.entry.file), i.name) for i in inputs],
+        "vocabulary": digest.hexdigest(),
     }
 
 
@@ -151,6 +182,8 @@ def _measure(
 
 def _part(output: Output, vocabulary: Vocabulary | None) -> Part:
     aligned = is_vocabulary(output.name) and vocabulary is not None
+    if aligned:
+        _require_own_rows(output, vocabulary)
     read = _aligned_reader(output, vocabulary) if aligned else _reader
     reads = {i: read(i) for i in output.inputs}
     return Part(
@@ -158,14 +191,24 @@ def _part(output: Output, vocabulary: Vocabulary | None) -> Part:
         shape=output.shape,
         base=reads[output.base],
         tuned=tuple(reads[i] for i in output.models),
-        weights=tuple(_weight(w, output) for w in output.weights),
+        weights=tuple(_reader(w) if isinstance(w, Input) else w for w in output.weights),
         dtype=output.dtype,
     )
 
 
+def _require_own_rows(output: Output, vocabulary: Vocabulary) -> None:
+    """Weights in a file are those of the model's own rows."""
+    for model, weight in zip(output.models, output.weights, strict=True):
+        rows = vocabulary.rows[vocabulary.models.index(model.checkpoint.model)]
+        if isinstance(weight, Input) and not np.array_equal(rows, np.arange(len(rows))):
+            raise InputError(
+                f"{weight.entry.file}: tensor {weight.name} has weights for the vocabulary of "
+                f"{model.checkpoint.folder}, and the merged model has another"
+            )
+
+
 def _reader(source: Input) -> Read:
-    flat = source.checkpoint.flat(source.name)
-    return lambda start, stop: flat[start:stop]
+    return functools.partial(source.checkpoint.reader.read, source.name)
 
 
 def _aligned_reader(output: Output, vocabulary: Vocabulary) -> Callable[[Input], Read]:
@@ -177,7 +220,8 @@ def _aligned_reader(output: Output, vocabulary: Vocabulary) -> Callable[[Input],
 
     def reader(source: Input) -> Read:
         position = order.index(source)
-        padding = functools.cache(lambda: mean_row(views, among, position))
+        padded = (among.fill == PADDING).any()
+        padding = functools.cache(lambda: mean_row(views, among, position) if padded else None)
 
         def read(start: int, stop: int) -> np.ndarray:
             first, last = start // row, -(-stop // row)
@@ -187,24 +231,3 @@ def _aligned_reader(output: Output, vocabulary: Vocabulary) -> Callable[[Input],
         return read
 
     return reader
-
-
-def _weight(weight: float | str, output: Output) -> float | Read:
-    """A number as it is; a file's tensor of the output's name, with a weight for each element."""
-    if not isinstance(weight, str):
-        return weight
-    entries = _header(weight)
-    entry = entries.get(output.name)
-    if entry is None or entry.shape != output.shape or entry.dtype not in DTYPES:
-        found = "nothing" if entry is None else f"{entry.dtype} {list(entry.shape)}"
-        raise InputError(
-            f"{weight}: {output.name}: found {found}, expected floating numbers "
-            f"{list(output.shape)}"
-        )
-    flat = TensorReader(entries)[output.name].reshape(-1)
-    return lambda start, stop: flat[start:stop].astype(np.float32)
-
-
-@functools.lru_cache(maxsize=8)
-def _header(path: str):
-    return read_header(path)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from imm_jax.files import PART, atomic_write
 from imm_jax.models.huggingface.tensor_files import Planned, read_header, write_pieces
 from imm_jax.models.huggingface.weights import INDEX, WEIGHTS
 
-LOCK, PLAN = ".lock", ".plan.json"
+LOCK, PLAN = ".lock", ".plan.json"  # in an unfinished folder
 
 
 class Shard(NamedTuple):
@@ -52,41 +52,82 @@ def cut(tensors: Sequence[Planned], limit: float) -> list[Shard]:
     ]
 
 
-@contextmanager
-def unfinished(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
-    """Yields the folder beside ``folder`` that becomes it when the block ends without error.
-
-    What a killed process with an equal ``plan`` left there is kept; anything else there is deleted.
-    An error in the block deletes it, an interrupt keeps it.
+def require_new(folder: Path) -> None:
+    """Refuses a folder that holds something, and a file.
 
     Raises:
-      InputError: another process is at it.
+      InputError: it is one of these.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.name}{PART}"
-    beside.mkdir(exist_ok=True)
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder}: exists, expected a new folder")
+
+
+@contextmanager
+def unfinished(folder: Path, plan: dict[str, Any], shards: Sequence[Shard]) -> Iterator[Path]:
+    """Yields the folder beside ``folder`` that becomes it when the block ends without error.
+
+    Shards that a killed process with an equal ``plan`` finished there are kept; anything else there
+    is deleted. An error in the block deletes all of it, an interrupt keeps it.
+
+    Raises:
+      InputError: another process is at it, or it cannot be written.
+    """
+    path, beside = Path(os.path.abspath(folder)), _beside(folder)
+    made = [up for up in path.parents if not up.exists()]
+    beside.mkdir(parents=True, exist_ok=True)
     with open(beside / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{folder}: another process is writing it") from None
-        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-        text = json.dumps({"plan": digest}) + "\n"
-        if not (beside / PLAN).is_file() or (beside / PLAN).read_text() != text:
-            for path in beside.iterdir():
-                if path.name != LOCK:
-                    path.unlink()
-            atomic_write(beside / PLAN, text)
         try:
+            _sweep(beside, plan, {shard.file for shard in shards})
             yield beside
             for name in (PLAN, LOCK):
                 (beside / name).unlink()
-            if folder.is_dir():
-                folder.rmdir()  # an empty one, as the caller has checked
-            os.rename(beside, folder)
-        except (InputError, OSError):
-            shutil.rmtree(beside, ignore_errors=True)
+            if path.is_dir():
+                path.rmdir()  # an empty one: see require_new
+            os.rename(beside, path)
+        except (InputError, OSError) as error:
+            _unmake(beside, made)
+            if isinstance(error, OSError) and _is_about(error, beside):
+                why = error.strerror or error
+                raise InputError(f"{folder}: cannot be written ({why})") from error
             raise
+
+
+def _beside(folder: Path) -> Path:
+    path = Path(os.path.abspath(folder))
+    return path.parent / f".{path.name}{PART}"
+
+
+def _sweep(beside: Path, plan: dict[str, Any], finished: set[str]) -> None:
+    """Leaves the ``finished`` files of the same plan there, and nothing else."""
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({"plan": digest}) + "\n"
+    same = (beside / PLAN).is_file() and (beside / PLAN).read_bytes() == text.encode()
+    kept = {LOCK, PLAN, *finished} if same else {LOCK}
+    for path in beside.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not same:
+        atomic_write(beside / PLAN, text)
+
+
+def _unmake(beside: Path, made: Sequence[Path]) -> None:
+    shutil.rmtree(beside, ignore_errors=True)
+    for path in made:  # innermost first
+        with suppress(OSError):  # somebody else's file is there by now
+            path.rmdir()
+
+
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error speaks of a file in ``folder``, as the target of a copy or otherwise.
+
+    A full disk names no file.
+    """
+    files = [file for file in (error.filename, error.filename2) if file is not None]
+    return not files or any(Path(os.fsdecode(file)).is_relative_to(folder) for file in files)
 
 
 def write_shards(
@@ -126,7 +167,7 @@ def require_room(folder: Path, shards: Sequence[Shard]) -> None:
       InputError: with the bytes needed and free.
     """
     parent = next(up for up in Path(os.path.abspath(folder)).parents if up.is_dir())
-    beside = folder.parent / f".{folder.name}{PART}"
+    beside = _beside(folder)
     there = sum(path.stat().st_size for path in beside.glob("*")) if beside.is_dir() else 0
     needed, free = sum(shard.nbytes for shard in shards), shutil.disk_usage(parent).free + there
     if needed > free:

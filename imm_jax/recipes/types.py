@@ -98,8 +98,9 @@ class Recipe:
       base_model: where one is given.
       slices: in the order of the merged model's layers. ``models`` is one slice of all layers.
       parameters: set for all slices.
-      dtype: models are read in it; None: each as it is stored.
-      out_dtype: of the merged model; None: ``dtype``, or what is stored.
+      dtype: of the merged model; None: what is stored. mergekit also computes in it, and rounds
+        the models to it first; here everything is computed in float32.
+      out_dtype: of the merged model, before ``dtype``.
       tokenizer: None: the base model's files are copied, and all vocabularies must agree.
       chat_template: a Jinja template, or ``"auto"``: the one that most models have.
     """

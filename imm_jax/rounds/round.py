@@ -21,15 +21,18 @@ class Tools:
 
     Attributes:
       sample: parameters and round number to graded samples of the training questions.
-      select: graded samples to those worth training on.
+      select: graded samples to those worth training on; the parameters, round number and stages
+        are for rules that ask the model.
       fit: parameters, selected samples, round number to fine-tuned parameters.
       evaluate: parameters to scores.
+      describe: all samples and the selected ones to figures of the selection.
     """
 
     sample: Callable[[Later[PyTree], int, Stages], list[Answer]]
-    select: Callable[[Sequence[Answer]], list[Answer]]
+    select: Callable[[Later[PyTree], Sequence[Answer], int, Stages], list[Answer]]
     fit: Callable[[PyTree, Sequence[Answer], int, Stages], PyTree]
     evaluate: Callable[[PyTree, Stages], dict]
+    describe: Callable[[Sequence[Answer], Sequence[Answer]], dict]
 
 
 def improve(
@@ -63,7 +66,9 @@ def improve(
     """
     start = Later(lambda: base) if arm.start_from == "base" else current
     samples = tools.sample(current, t, drawn)
-    selected = from_rows(drawn.rows("selected", lambda: to_rows(tools.select(samples))))
+    selected = from_rows(
+        drawn.rows("selected", lambda: to_rows(tools.select(current, samples, t, drawn)))
+    )
     tuned = drawn.params("tuned", base, lambda: tools.fit(start(), selected, t, drawn))
     merged = own.params(
         "model",
@@ -77,6 +82,7 @@ def improve(
             "samples": len(samples),
             "correct": sum(sample.correct for sample in samples),
             "kept": len(selected),
+            **tools.describe(samples, selected),
             "distinct_2": distinct_n([sample.text for sample in samples]),
             "distance": relative_distance(base, merged()),
         },

@@ -30,6 +30,7 @@ from imm_jax.sharding import make_mesh, param_shardings
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
 from imm_jax.tasks.types import Task
+from imm_jax.training.lora import target_kernels
 
 logger = logging.getLogger("imm_jax")
 
@@ -126,6 +127,8 @@ def load_bench(
     resolved = resolve(config.model, revision=config.revision)
     architecture, tokenizer = read_config(resolved), load_tokenizer(resolved)
     check_tokenizer(tokenizer, architecture)
+    if config.training.lora is not None:
+        target_kernels(param_shapes(architecture), config.training.lora)
     # XLA:CPU has no bfloat16 arithmetic; it would convert the weights at every use.
     compute = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     model = Decoder(config=architecture, dtype=compute)

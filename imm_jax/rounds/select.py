@@ -1,19 +1,41 @@
-"""Which samples to train on."""
+"""Which samples to train on: a rule by name, then no duplicates and no more than is wanted."""
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from imm_jax.config import SelectConfig
 from imm_jax.errors import InputError, nearest
 from imm_jax.evaluation import Answer
+from imm_jax.rounds import rules
+from imm_jax.rounds.rules import Aids, Judge, RuleFunction
+from imm_jax.rounds.self_verification import self_verify
+from imm_jax.rounds.thinning import KEYS, cap, deduplicate, quotas
+from imm_jax.select_config import SelectConfig
+from imm_jax.tasks.types import Task
 
-# A rule says of one graded sample whether it may be trained on.
-RULES: dict[str, Callable[[Answer], bool]] = {
-    # The paper's: the extracted answer equals the gold one.
-    "correct": lambda answer: answer.correct,
-    # Rejection without an answer key: everything that states an answer and ends by itself.
-    "finished": lambda answer: answer.answer is not None and answer.finish_reason == "stop",
+
+class Rule(NamedTuple):
+    """A selection rule.
+
+    Attributes:
+      keep: samples, settings and aids to the samples that pass.
+      gold: whether it reads the gold answers.
+      needs: the fields of ``Aids`` that it cannot do without.
+    """
+
+    keep: RuleFunction
+    gold: bool = False
+    needs: tuple[str, ...] = ()
+
+
+RULES = {
+    "correct": Rule(rules.correct, gold=True),
+    "math_verify": Rule(rules.math_verify, gold=True, needs=("task",)),
+    "finished": Rule(rules.finished),
+    "majority_vote": Rule(rules.majority_vote),
+    "sharpening": Rule(rules.sharpening),
+    "self_verify": Rule(self_verify, needs=("task", "judge")),
 }
 
 
@@ -26,27 +48,36 @@ def check_rule(name: str) -> None:
         )
 
 
-def select(answers: Sequence[Answer], config: SelectConfig) -> list[Answer]:
+def select(
+    answers: Sequence[Answer],
+    config: SelectConfig,
+    judge: Judge | None = None,
+    task: Task | None = None,
+) -> list[Answer]:
     """Keeps the samples that ``config.rule`` lets through, in their order.
 
-    Of several samples of a question with the same text (white space apart) the first stays; then
-    at most ``samples_per_question`` of each question.
+    Of several samples of a question that are the same the first stays; then at most
+    ``samples_per_question`` of each question, fewer of easy ones where ``balance`` says so.
+
+    Args:
+      answers: graded samples, the samples of a question in their order.
+      config: the settings.
+      judge: the model that rules with a judge ask.
+      task: the questions; ``math_verify`` and rules with a judge read it, and ``majority_vote``
+        compares answers as its answer type says (as text without it).
 
     Raises:
-      InputError: nothing is left, so that there would be nothing to train on.
+      InputError: an unknown rule; a rule without the judge or task it needs; or nothing is left, so
+        that there would be nothing to train on.
     """
     check_rule(config.rule)
-    cap = config.samples_per_question
-    kept, seen, counts = [], defaultdict(set), defaultdict(int)
-    for answer in answers:
-        text = " ".join(answer.text.split())
-        if not RULES[config.rule](answer) or (config.deduplicate and text in seen[answer.id]):
-            continue
-        if cap is not None and counts[answer.id] >= cap:
-            continue
-        seen[answer.id].add(text)
-        counts[answer.id] += 1
-        kept.append(answer)
+    rule, aids = RULES[config.rule], Aids(task=task, judge=judge)
+    for name in rule.needs:
+        if getattr(aids, name) is None:
+            raise InputError(f"select.rule: {config.rule!r} needs a {name}, found none")
+    passed = rule.keep(answers, config, aids)
+    kept = deduplicate(passed, KEYS[config.duplicates]) if config.deduplicate else passed
+    kept = cap(kept, _quotas(passed, answers, config))
     if not kept:
         raise InputError(
             f"select: none of {len(answers)} samples passes the rule {config.rule!r}, so there is "
@@ -54,6 +85,16 @@ def select(answers: Sequence[Answer], config: SelectConfig) -> list[Answer]:
             "task, or a longer sampling.max_new_tokens)"
         )
     return kept
+
+
+def _quotas(
+    passed: Sequence[Answer], answers: Sequence[Answer], config: SelectConfig
+) -> dict[str, int]:
+    most = config.samples_per_question
+    if config.balance:
+        drawn = Counter(answer.id for answer in answers)
+        return quotas(passed, answers, most or max(drawn.values(), default=0))
+    return {} if most is None else dict.fromkeys((answer.id for answer in passed), most)
 
 
 def to_rows(answers: Sequence[Answer]) -> list[dict]:

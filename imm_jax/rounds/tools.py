@@ -8,13 +8,16 @@ import jax
 from jaxtyping import PyTree
 
 from imm_jax import hosts
+from imm_jax.analysis.gap import generation_verification_gap
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
 from imm_jax.models.decoder import Decoder
+from imm_jax.rounds.judge import make_judge
 from imm_jax.rounds.round import Tools
-from imm_jax.rounds.select import from_rows, select, to_rows
+from imm_jax.rounds.select import RULES, from_rows, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
+from imm_jax.rounds.thinning import KEYS
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.engine import check_lengths, end_tokens
 from imm_jax.tasks.prompts import get_style, training_style
@@ -49,6 +52,33 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
         key = jax.random.fold_in(jax.random.key(seed), t)
         return sample_blocks(bench, current, key, stages, label)
 
+    def select_samples(
+        current: Later[PyTree], answers: Sequence[Answer], t: int, stages: Stages
+    ) -> list[Answer]:
+        config, judge = bench.config, None
+        if "judge" in RULES[config.select.rule].needs:
+            judge = make_judge(
+                config,
+                bench.model,
+                bench.tokenizer,
+                Later(lambda: decode_weights(current(), bench.model.dtype)),
+                jax.random.fold_in(jax.random.key(seed), t),
+                stages,
+                label,
+                bench.should_stop,
+            )
+        return select(answers, config.select, judge, bench.tasks[0])
+
+    def describe(samples: Sequence[Answer], selected: Sequence[Answer]) -> dict:
+        config = bench.config.select
+        if RULES[config.rule].gold:
+            return {}  # a selection by the gold answers says nothing of the model's own judgement
+        # Dropped duplicates passed like the sample that stands for them.
+        key = KEYS[config.duplicates]
+        stand = {(answer.id, key(answer)) for answer in selected}
+        passed = [answer for answer in samples if (answer.id, key(answer)) in stand]
+        return {"verification": generation_verification_gap(samples, passed)._asdict()}
+
     def fit_selected(params: PyTree, selected: Sequence[Answer], t: int, stages: Stages) -> PyTree:
         tuned, stats = fit(
             bench.model,
@@ -68,9 +98,10 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
 
     return Tools(
         sample=sample,
-        select=lambda answers: select(answers, bench.config.select),
+        select=select_samples,
         fit=fit_selected,
         evaluate=evaluate,
+        describe=describe,
     )
 
 
@@ -141,13 +172,8 @@ def ask_together(
     """
     data = bench.config.data
     settings |= {"shots": data.shots, "rule": data.answer_rule, "should_stop": bench.should_stop}
-    own = questions[hosts.index() :: hosts.count()]
-    shares = hosts.gather(
-        lambda: to_rows(ask(bench.model, weights, bench.tokenizer, task, own, **settings))
-    )
-    place = {question.id: number for number, question in enumerate(questions)}
-    rows = [row for share in shares for row in share]
-    return sorted(rows, key=lambda row: (place[row["id"]], row["sample"]))
+    ask_own = lambda own: ask(bench.model, weights, bench.tokenizer, task, own, **settings)
+    return hosts.share(questions, lambda own: to_rows(ask_own(own)))
 
 
 def training_sequences(bench: Bench, selected: Sequence[Answer]) -> list[TokenSequence]:

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from imm_jax import sharding
-from imm_jax.models.cache import Prefix
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import (
     Rows,
@@ -18,10 +17,9 @@ from imm_jax.sampling.decode import (
     keep,
     prefill,
 )
+from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 
 LENGTH_BUCKET = 32  # prompts are padded to a multiple of it
-PREFIX_BUCKET = 128  # and so is a prefix that all prompts share
-PREFIX_MIN = 16  # a shorter one is not worth a program of its own
 SLOT_BUCKET = 64  # a cache has this many slots times a power of two
 PREFILL_ROWS = 16  # prompts prefilled side by side
 REFILL = 8  # waiting samples are admitted when this part of the batch is free
@@ -48,18 +46,12 @@ class Batch:
         self.weights = decode_weights(params, model.dtype)
         self.mesh = sharding.mesh_of(self.weights)
         self.parts = sharding.batch_shards(self.mesh.shape) if self.mesh else 1
-        self.shared = _shared_prefix(tokens)
-        self.prefix = self._prefill_prefix() if self.shared else None
+        self.shared = shared_length(tokens)
+        with sharding.on(self.mesh):
+            self.prefix = make_prefix(model, self.weights, tokens[0][: self.shared])
         self.layers: list | None = None
         self.owners: list[Row | None] = []
         self.rows: Rows | None = None
-
-    def _prefill_prefix(self) -> Prefix:
-        tokens = np.zeros((1, _bucket(self.shared, PREFIX_BUCKET)), np.int32)
-        tokens[0, : self.shared] = self.tokens[0][: self.shared]
-        with sharding.on(self.mesh):
-            layers = prefill(self.model, self.weights, None, tokens)
-        return Prefix([(k[0], v[0]) for k, v in layers], np.int32(self.shared))
 
     @property
     def active(self) -> list[tuple[int, Row]]:
@@ -118,7 +110,7 @@ class Batch:
         bodies = [self.tokens[p][self.shared : -1] for p in prompts]
         if not any(bodies):
             return
-        length = _bucket(max(map(len, bodies)), LENGTH_BUCKET)
+        length = bucket(max(map(len, bodies)), LENGTH_BUCKET)
         self._need(length)
         padded = np.zeros((self._size(PREFILL_ROWS, len(prompts)), length), np.int32)
         for i, body in enumerate(bodies):
@@ -175,21 +167,6 @@ class Batch:
         self.layers = keep(self.layers, np.array(rows, np.int32) % height)
         self.owners = [self.owners[i] for part in rows for i in part]
         self.rows = Rows(*(x[np.ravel(rows)] for x in self.rows))
-
-
-def _shared_prefix(tokens: list[tuple[int, ...]]) -> int:
-    """How many tokens all prompts share, less than any prompt has; 0 where it is not worth it."""
-    first, last = min(tokens), max(tokens)
-    count = 0
-    while count < min(len(first), len(last)) and first[count] == last[count]:
-        count += 1
-    count = min(count, min(map(len, tokens)) - 1)
-    return 0 if first == last or count < PREFIX_MIN else count
-
-
-def _bucket(count: int, unit: int) -> int:
-    """``count`` rounded up to a multiple of ``unit``."""
-    return max(1, -(-count // unit)) * unit
 
 
 def cache_slots(count: int) -> int:

@@ -31,16 +31,46 @@ RULES = {
     "bucket": _at_least(1),
     "loss_chunk": _at_least(1),
     "save_every_steps": _at_least(1),
+    "max_skipped": _at_least(1),
+    "rank": _at_least(1),
+    "alpha": ((lambda x: x > 0), "a number above 0"),
 }
 CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
+    "optimizer": ("adamw", "adafactor"),
+    "mu_dtype": ("float32", "bfloat16"),
     "compute_dtype": ("float32", "bfloat16", "float16"),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) in the place of a full fine-tune.
+
+    Attributes:
+      rank: of an adapter; each holds ``rank * (in + out)`` parameters.
+      alpha: the adapter's product counts ``alpha / rank`` times.
+      targets: which kernels of the layers get one: patterns of paths with ``*`` and ``?``
+        (``"layers/attn/*"``), or the path of a part (``"layers/mlp"``).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("layers",)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self)[:2]:
+            _check(field, getattr(self, field.name), "training.lora")
+        texts = isinstance(self.targets, tuple) and all(isinstance(t, str) for t in self.targets)
+        if not texts or not self.targets:
+            raise InputError(
+                f"training.lora.targets: found {self.targets!r}, expected one or more patterns"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Full-parameter AdamW on response tokens, as the paper's repository runs it.
+    """How to fine-tune on response tokens; by default all parameters, with AdamW, as in the paper.
 
     Attributes:
       learning_rate: peak of the schedule.
@@ -52,10 +82,13 @@ class TrainingConfig:
       max_length: tokens of a sequence, prompt and response; longer ones are cut.
       warmup_ratio: share of the steps in which the rate rises from 0; then ``schedule``.
       schedule: ``cosine`` and ``linear`` fall to 0 at the end.
+      optimizer: ``adamw`` holds 8 bytes of state a parameter, ``adafactor`` (factored second
+        moments, no first) next to none; a learning rate means the same for both.
       weight_decay: decoupled; kernels and embeddings only.
-      b1: decay of Adam's first moment.
-      b2: decay of Adam's second moment.
-      eps: Adam's epsilon.
+      b1: decay of AdamW's first moment.
+      b2: decay of AdamW's second moment.
+      eps: AdamW's epsilon.
+      mu_dtype: of AdamW's first moment; ``bfloat16`` saves 2 of the 8 bytes and rounds b1 too.
       max_grad_norm: gradients of a greater global norm are scaled down to it; None: never.
       packing: several sequences share a row (attention and positions keep them apart), else one
         right-padded sequence a row.
@@ -64,6 +97,9 @@ class TrainingConfig:
       compute_dtype: of matrix products; weights, optimizer state, softmax and loss are float32.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
       save_every_steps: how often the state is saved, where a checkpoint folder is given.
+      lora: train adapters of this kind and leave the parameters as they are; None: train them all.
+      max_skipped: a step whose loss or gradient is not finite is skipped; this many in a row end
+        the fine-tune. One bad batch is an accident, three different ones are the parameters.
     """
 
     learning_rate: float = 2e-5
@@ -73,10 +109,12 @@ class TrainingConfig:
     max_length: int = 512
     warmup_ratio: float = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
     weight_decay: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
     max_grad_norm: float | None = 1.0
     packing: bool = True
     bucket: int = 32
@@ -84,18 +122,28 @@ class TrainingConfig:
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     loss_chunk: int | None = None
     save_every_steps: int = 50
+    max_skipped: int = 3
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            if field.name != "lora":
+                _check(field, getattr(self, field.name), "training")
+        if not isinstance(self.lora, LoraConfig | None):
+            raise InputError(f"training.lora: found {self.lora!r}, expected a LoraConfig or None")
+        if self.optimizer == "adafactor" and self.mu_dtype != "float32":
+            raise InputError(
+                f"training.mu_dtype: found {self.mu_dtype!r}, expected float32, because adafactor "
+                "holds no first moment"
+            )
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
+def _check(field: dataclasses.Field, value: Any, place: str) -> None:
     if value is None and type(None) in typing.get_args(field.type):
         return
     expected = _expected(field, value)
     if expected:
-        raise InputError(f"training.{field.name}: found {value!r}, expected {expected}")
+        raise InputError(f"{place}.{field.name}: found {value!r}, expected {expected}")
 
 
 def _expected(field: dataclasses.Field, value: Any) -> str:

@@ -14,6 +14,7 @@ from imm_jax.models.decoder import unembedding
 from imm_jax.sharding import constrain_params
 from imm_jax.training.batching import Batch
 from imm_jax.training.config import TrainingConfig
+from imm_jax.training.lora import attach, low_rank
 from imm_jax.training.loss import LossSums, response_loss
 from imm_jax.training.optimizer import learning_rate
 
@@ -22,7 +23,10 @@ Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
-    """Everything an update changes, and how many there will be (the schedule reads it)."""
+    """Everything an update changes, and how many there will be (the schedule reads it).
+
+    ``params`` is what is trained: the model's parameters, or LoRA adapters.
+    """
 
     step: Int[Array, ""]
     total_steps: Int[Array, ""]
@@ -44,21 +48,29 @@ def init_state(
 
 def make_train_step(
     model: nn.Module, optimizer: optax.GradientTransformation, config: TrainingConfig
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted ``train_step(state, batch) -> (state, metrics)``; the state is donated.
 
+    With ``config.lora`` it is ``train_step(state, batch, frozen)``, the model's parameters being a
+    third argument that stays as it is, in its own dtype.
+
     Gradients of the micro batches are summed and divided by the response tokens of the whole batch,
-    so the split into micro batches does not show in the result. Metrics, all float32 scalars: loss
-    (nats a response token), accuracy (share of them ranked first), tokens (how many), grad_norm
-    (before clipping), learning_rate.
+    so the split into micro batches does not show in the result. Where the loss or the norm of the
+    gradient is not finite, parameters and optimizer state stay as they are; the step still counts,
+    so the schedule ends where it should. Metrics, all float32 scalars: loss (nats a response
+    token), accuracy (share of them ranked first), tokens (how many), grad_norm (before clipping),
+    learning_rate, skipped (1 where the step changed nothing, else 0).
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def loss_sum(params: PyTree, batch: Batch, index) -> tuple[Array, LossSums]:
+    def loss_sum(params: PyTree, frozen: PyTree, batch: Batch, index) -> tuple[Array, LossSums]:
         tokens, targets, mask, positions, segment_ids = jax.tree.map(lambda x: x[index], batch[:5])
-        hidden_BTD = model.apply(
-            {"params": params}, tokens, positions, segment_ids, method="hidden"
-        )
+        if config.lora is not None:
+            params = attach(frozen, params, config.lora.alpha)
+        with nn.intercept_methods(low_rank):  # does nothing where nothing is attached
+            hidden_BTD = model.apply(
+                {"params": params}, tokens, positions, segment_ids, method="hidden"
+            )
         softcap = model.config.final_logit_softcapping
         sums = response_loss(
             hidden_BTD, unembedding(params), targets, mask, chunk=config.loss_chunk, softcap=softcap
@@ -66,9 +78,11 @@ def make_train_step(
         return sums.loss, sums
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: PyTree = None
+    ) -> tuple[TrainState, Metrics]:
         def accumulate(index, total):
-            new = jax.grad(loss_sum, has_aux=True)(state.params, batch, index)
+            new = jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, index)
             return jax.tree.map(jnp.add, total, constrain_params(new))
 
         # A loop to a traced count: a short last batch, or a well-packed one, costs no more than it
@@ -79,16 +93,23 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / sums.tokens, grads)
 
         counts = {"step": state.step, "total_steps": state.total_steps}
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **counts)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+
+        def update(params, opt_state):
+            updates, opt_state = optimizer.update(grads, opt_state, params, **counts)
+            return optax.apply_updates(params, updates), opt_state
+
+        new = jax.lax.cond(good, update, lambda *old: old, state.params, state.opt_state)
         metrics = {
             "loss": sums.loss / sums.tokens,
             "accuracy": sums.correct / sums.tokens,
             "tokens": sums.tokens,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": norm,
             "learning_rate": learning_rate(config, **counts),
+            "skipped": 1.0 - good,
         }
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, state.total_steps, params, opt_state)
-        return constrain_params(new), metrics
+        done = TrainState(state.step + 1, state.total_steps, *new)
+        return constrain_params(done), metrics
 
     return train_step

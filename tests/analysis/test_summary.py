@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imm_jax.analysis.summary import COLUMNS, interval, plot, table
-from imm_jax.evaluation import wilson_interval
+from imm_jax.statistics import wilson_interval
 
 
 def row(t, arm, right, seed=0, kept=None, n=20):

@@ -134,13 +134,19 @@ def softmax(x, axis):
     return e / e.sum(axis=axis, keepdims=True)
 
 
-def arcee_fusion(base, tuned, axis):
+def fusion_scores(base, tuned, axis):
+    """Arcee Fusion's importance of each element, and the threshold from which on it is taken."""
     axis = axis if base.ndim > 1 else -1
     p, q = softmax(tuned, axis) + 1e-8, softmax(base, axis) + 1e-8
     score = np.abs(tuned - base) * np.sum(p * np.log(p / q), axis=axis, keepdims=True)
     ordered = np.sort(score.ravel())
     q1, median, q3 = (ordered[int(s * (score.size - 1))] for s in (0.25, 0.5, 0.75))
-    return np.where(score >= median + 1.5 * (q3 - q1), tuned, base)
+    return score, median + 1.5 * (q3 - q1)
+
+
+def arcee_fusion(base, tuned, axis):
+    score, threshold = fusion_scores(base, tuned, axis)
+    return np.where(score >= threshold, tuned, base)
 
 
 def ram(base, models, epsilon):

@@ -6,9 +6,11 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from imm_jax import merging
+from imm_jax.merging import exact, layout, program
 
 CHAINS = {
     "interpolation": (1, None),
@@ -33,6 +35,35 @@ def test_temporaries_are_smaller_than_a_leaf(count, transform):
     )
     compiled = merge.lower(params, [params] * count, jax.random.key(0)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 2048 * 64 * 2
+
+
+MEASURED = {
+    "slerp": (1, merging.slerp()),
+    "nuslerp": (2, merging.nuslerp()),
+    "multislerp": (3, merging.multislerp()),
+    "karcher": (3, merging.karcher()),
+    "model_stock": (2, merging.model_stock()),
+    "ramplus_tl": (3, merging.ramplus_tl()),
+}
+
+
+@pytest.mark.parametrize("count, transform", MEASURED.values(), ids=MEASURED)
+def test_sums_over_a_tensor_need_no_temporary_larger_than_it(count, transform):
+    """Beside a stack of layers, bits of each model that the loop over layers reads."""
+    chain = merging.chain(transform)
+    weights = tuple(exact.to_double(np.float64(0.3)) for _ in range(count))
+    place = program.Place(np.uint32(1), np.uint32(0))
+    for params, copies in (
+        ({"embed": jnp.zeros((2048, 64), jnp.bfloat16)}, 0),
+        ({"layers": {"w": jnp.zeros((8, 256, 64), jnp.bfloat16)}}, count),
+    ):
+        paths, (x,), _ = layout.flatten(params)
+        (leaf,) = layout.describe(paths, [x], None)
+        assert leaf.one_device
+        merge = program._compile_leaf(program.kind_of(leaf, chain), chain, None, None)
+        arguments = (x, x, (x,) * (count - 1), weights, jax.random.key(0), place)
+        compiled = merge.lower(*arguments, [None] * len(chain)).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes <= (copies + 0.6) * x.nbytes
 
 
 SCRIPT = """

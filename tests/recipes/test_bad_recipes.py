@@ -72,7 +72,7 @@ CASES = {
     "a number for a switch": (TIES + "parameters: {normalize: 2}", "parameters.normalize: 2, expected true or false"),
     "half an iteration": ("merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: 2.5}", "parameters.max_iter: 2.5, expected a whole number"),
     "half an iteration between": ("merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: [1, x]}", "parameters.max_iter[1]: 'x', expected a whole number"),
-    "a number for a file": ("merge_method: fisher\nmodels: [{model: a, parameters: {fisher: 1}}, {model: b}]", "models[0].parameters.fisher: 1, expected a file's path"),
+    "a number for a file": ("merge_method: fisher\nmodels: [{model: a, parameters: {fisher: 1}}, {model: b}]", "models[0].parameters.fisher: 1, expected a word or a file's path"),
     "an empty gradient": (TIES.replace("weight: 1", "weight: []"), "models[0].parameters.weight: an empty list, expected at least one value"),
     "a gradient with a word": (TIES.replace("weight: 1", "weight: [1, x]"), "models[0].parameters.weight[1]: 'x', expected a number"),
     "a filter without a value": (TIES.replace("weight: 1", "weight: [{filter: mlp}]"), "models[0].parameters.weight[0]: {'filter': 'mlp'} is not valid: expected {filter, value}"),

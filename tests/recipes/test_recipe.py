@@ -17,6 +17,7 @@ from imm_jax.recipes.types import Model, TokenizerSettings, TokenRule
 from tests.recipes.mergekit_recipes import GOLDEN, LAYERS, RECIPES, generate
 
 MERGEKITS = json.loads(GOLDEN.read_text())
+OURS = {("ties", "scope")}  # parameters that mergekit does not have
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def test_parameters_equal_mergekits(name, load):
         slices.add(index)
         assert [str(source.model) for source in part.sources] == models
         found = resolve(recipe, part, output, names or [output] * len(models), t)
-        assert found.shared == {n: shared[n] for n in passed if n in shared}
+        mergekits = {n: v for n, v in found.shared.items() if (recipe.merge_method, n) not in OURS}
+        assert mergekits == {n: shared[n] for n in passed if n in shared}
         theirs = [values for model, values in zip(models, own) if model != str(part.base)]
         expected = [{n: v for n, v in values.items() if n in passed} for values in theirs]
         if method == "passthrough":  # no scale is a scale of 1
@@ -79,7 +81,8 @@ def test_parameters_and_defaults_equal_mergekits(method):
     spec = MERGEKITS["specs"][method]
     ours, theirs = parameters_of(method), spec["parameters"]
     # int8_mask is accepted everywhere: it changes how mergekit computes, not what.
-    assert set(ours) == {*theirs, "int8_mask"}
+    own = {name for other, name in OURS if other == method}
+    assert set(ours) == {*theirs, "int8_mask"} | own
     for name, (kind, scope, default) in theirs.items():
         parameter = ours[name]
         if (method, name) == ("passthrough", "scale"):  # no scale is a scale of 1

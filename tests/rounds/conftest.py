@@ -43,7 +43,7 @@ def result_files():
 def taught(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     """A model folder; some practice has taught the model the form of an answer and a few sums."""
     folder = tmp_path_factory.mktemp("taught") / "model"
-    config = tiny_config("llama", max_position_embeddings=128)
+    config = tiny_config("llama", max_position_embeddings=512)
     model = Decoder(config)
     params = jax.tree.map(np.asarray, random_params(config))
     encode = tiny_tokenizer.encode

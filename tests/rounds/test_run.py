@@ -233,3 +233,28 @@ def test_variants_of_the_method(settings, whole, taught, tmp_path):
 
     vanilla = checkpoints.restore(whole[0] / "seed-0/round-2/vanilla/model", base)
     assert distance(stored(2, "afresh/model")) < distance(leaves(vanilla))
+
+
+def test_adapters_fold_into_the_same_merge(settings, taught, tmp_path):
+    """What comes out of a fine-tune with adapters is a whole model, changed where they were."""
+    training = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 4, "micro_batch_size": 4}
+    training |= {"remat": False, "lora": {"rank": 2, "targets": ["layers/mlp"]}}
+    arms = {"half": {"weight": 0.5, "drop_rate": 0.0}}
+    folder = tmp_path / "run"
+    [_, row] = run(settings(keep="all", rounds=1, arms=arms, training=training), folder)
+    _, base = load_model(taught)
+    start = leaves(base)
+    tuned, merged = (
+        leaves(checkpoints.restore(folder / f"seed-0/round-1/{name}", base))
+        for name in ("shared/tuned", "half/model")
+    )
+    for name, old in start.items():
+        if "mlp" in name and "kernel" in name:
+            ranks = np.linalg.matrix_rank(np.float64(tuned[name]) - old, tol=1e-4)
+            assert (ranks == 2).all()
+            middle = (np.float64(old) + tuned[name]) / 2
+            np.testing.assert_allclose(merged[name], middle, rtol=0, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(tuned[name], old)
+    assert row["kept"] > 0
+    assert json.loads((folder / "seed-0/round-1/shared/training.json").read_text())["skipped"] == 0

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from imm_jax.models.decoder import Decoder
 from imm_jax.training.batching import Batches, Sequence
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.optimizer import make_optimizer
@@ -130,3 +131,37 @@ def test_one_program_serves_batches_of_any_filling(tiny, make_sequences):
         filled.add(int(batch.micro_batches))
         state, _ = step(state, batch)
     assert len(filled) > 1 and step._cache_size() == before == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e38])
+def test_a_step_that_is_not_finite_changes_nothing(tiny, sequences, value):
+    """The oracle is a run that never saw the batch; Adam's own count must not see it either."""
+    model, params = tiny
+    batch = Batches(sequences, CONFIG, seed=0)[0]
+    poisoned = batch._replace(mask=np.where(batch.mask > 0, np.float32(value), 0))
+    step = compiled(model, CONFIG)
+
+    def run(batches):
+        state, skipped = init_state(params, make_optimizer(CONFIG), 4), []
+        for batch in batches:
+            state, metrics = step(state, batch)
+            skipped.append(float(metrics["skipped"]))
+            assert np.isfinite(metrics["grad_norm"]) == (not skipped[-1])
+        return state, skipped
+
+    state, skipped = run([batch, poisoned, poisoned, batch])
+    lacking, none = run([batch, batch])
+    assert skipped == [0, 1, 1, 0] and none == [0, 0]
+    jax.tree.map(np.testing.assert_array_equal, state[2:], lacking[2:])
+    assert (int(state.step), int(lacking.step)) == (4, 2)
+
+
+def test_a_gradient_that_overflows_is_enough(tiny_config, random_params, sequences):
+    """The embedding is so small, and its factor so great, that only its gradient overflows."""
+    config = tiny_config("llama", tie_word_embeddings=False, embed_scale=1e25)
+    params = random_params(config)
+    params["embed"]["embedding"] *= np.float32(1e-25)
+    before = init_state(params, make_optimizer(CONFIG), 4)
+    state, metrics = run((Decoder(config), params), sequences)
+    assert np.isfinite(metrics["loss"]) and np.isinf(metrics["grad_norm"]) and metrics["skipped"]
+    jax.tree.map(np.testing.assert_array_equal, state[2:], before[2:])

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from imm_jax.errors import InputError
-from imm_jax.training.config import PRESETS, TrainingConfig
+from imm_jax.training.config import PRESETS, LoraConfig, TrainingConfig
 
 
 def test_the_paper_preset_has_the_papers_values():
@@ -38,9 +38,13 @@ def test_the_paper_preset_has_the_papers_values():
         ("remat", "yes", "true or false"),
         ("packing", 1, "true or false"),
         ("compute_dtype", "float8", "float32, bfloat16"),
+        ("optimizer", "adamw_8bit", "adamw, adafactor"),
+        ("mu_dtype", "float16", "float32, bfloat16"),
         ("loss_chunk", 0, "at least 1"),
         ("save_every_steps", 0, "at least 1"),
         ("bucket", 0, "at least 1"),
+        ("max_skipped", 0, "at least 1"),
+        ("lora", {"rank": 8}, "LoraConfig or None"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(key, value, expected):
@@ -54,3 +58,27 @@ def test_a_wrong_value_is_named_in_one_line(key, value, expected):
 def test_optional_values_may_be_none_and_whole_numbers_may_be_floats_where_they_fit():
     config = TrainingConfig(max_grad_norm=None, loss_chunk=None, learning_rate=1, weight_decay=0)
     assert config.max_grad_norm is None and config.learning_rate == 1
+
+
+def test_adafactor_has_no_first_moment_to_store_in_less():
+    with pytest.raises(InputError, match=r"^training\.mu_dtype: found 'bfloat16', .* adafactor"):
+        TrainingConfig(optimizer="adafactor", mu_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("rank", 0, "at least 1"),
+        ("rank", 1.5, "whole number"),
+        ("alpha", 0.0, "above 0"),
+        ("alpha", True, "above 0"),
+        ("targets", (), "one or more patterns"),
+        ("targets", "layers", "one or more patterns"),
+        ("targets", (3,), "one or more patterns"),
+    ],
+)
+def test_a_wrong_value_of_an_adapter_is_named_in_one_line(key, value, expected):
+    with pytest.raises(InputError) as error:
+        LoraConfig(**{key: value})
+    message = str(error.value)
+    assert f"training.lora.{key}: found {value!r}" in message and expected in message

@@ -15,17 +15,17 @@ from imm_jax.files import atomic_folder
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.families import config_to_hf
-from imm_jax.models.huggingface.tensor_files import NAMES, Planned, write_tensors
+from imm_jax.models.huggingface.tensor_files import NAMES, Planned, aligned_empty, write_tensors
 from imm_jax.models.huggingface.weight_names import weight_sources
 from imm_jax.models.huggingface.weights import (
     CONFIG,
     GENERATION_CONFIG,
     INDEX,
     WEIGHTS,
-    aligned_empty,
     copy_into,
 )
 from imm_jax.models.layout import param_shapes
+from imm_jax.models.tokenizer import save_tokenizer
 from imm_jax.tree import path_str, stack_layers
 
 SHARD_BYTES = 5_000_000_000
@@ -86,7 +86,7 @@ def save_model(
             _write_json(beside / CONFIG, description)
             _write_json(beside / GENERATION_CONFIG, _generation(config, generation_config))
             if tokenizer is not None:
-                tokenizer.save_pretrained(beside)
+                save_tokenizer(tokenizer, beside)
             _write_shards(beside, shards, leaves)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error

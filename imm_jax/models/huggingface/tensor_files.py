@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +138,8 @@ class TensorReader:
     def __init__(self, entries: Mapping[str, Entry]):
         self.entries = entries
         self.maps: dict[Path, mmap.mmap] = {}
+        self.files: dict[Path, Any] = {}
+        self.lock = threading.Lock()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A read-only view of one tensor, in its stored type."""
@@ -148,6 +151,26 @@ class TensorReader:
         view = np.frombuffer(self.maps[entry.file], DTYPES[entry.dtype], count, entry.begin)
         return view.reshape(entry.shape)
 
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Elements ``[start, stop)`` of a flattened tensor, copied out of the file.
+
+        A third of the time of touching the mapped file for the first time, and the memory is at a
+        multiple of 64 bytes, so that JAX on CPU takes it over as it is.
+        """
+        entry = self.entries[name]
+        with self.lock:  # a second file in place of the first would close it while it is read
+            if entry.file not in self.files:
+                self.files[entry.file] = open(entry.file, "rb", buffering=0)  # noqa: SIM115
+        values = aligned_empty((stop - start,), DTYPES[entry.dtype])
+        target = memoryview(values.view(np.uint8))
+        at = entry.begin + start * values.itemsize
+        while target:
+            count = os.preadv(self.files[entry.file].fileno(), [target], at)
+            if not count:
+                raise InputError(f"{entry.file}: cut short while it was read, in tensor {name}")
+            target, at = target[count:], at + count
+        return values
+
     def release(self, names: Iterable[str]) -> None:
         """Gives back the memory that the pages of these tensors take; they stay readable."""
         if not hasattr(mmap, "MADV_DONTNEED"):
@@ -157,6 +180,14 @@ class TensorReader:
             start = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
             if entry.file in self.maps and entry.end > start:
                 self.maps[entry.file].madvise(mmap.MADV_DONTNEED, start, entry.end - start)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array at a multiple of 64 bytes, which JAX on CPU takes over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 class Planned(NamedTuple):

@@ -14,7 +14,13 @@ import numpy as np
 from imm_jax.errors import InputError
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.huggingface.families import config_from_hf
-from imm_jax.models.huggingface.tensor_files import DTYPES, Entry, TensorReader, read_header
+from imm_jax.models.huggingface.tensor_files import (
+    DTYPES,
+    Entry,
+    TensorReader,
+    aligned_empty,
+    read_header,
+)
 from imm_jax.models.huggingface.weight_names import (
     Source,
     find_prefixes,
@@ -253,14 +259,6 @@ def _read_slice(
             as_read = "" if DTYPES[entry.dtype] == dtype else f" as {dtype}"
             raise InputError(f"{entry.file}: tensor {name} has NaN or infinite values{as_read}")
     return out if stacked else out[0]
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array at a multiple of 64 bytes, which JAX on CPU takes over without a copy."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def copy_into(target: np.ndarray, values: np.ndarray) -> None:

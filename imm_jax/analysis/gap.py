@@ -1,0 +1,56 @@
+"""How much better a model's samples are after it has chosen among them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from imm_jax.evaluation import Answer
+
+
+class Gap(NamedTuple):
+    """The generation-verification gap.
+
+    Attributes:
+      generated: share of right samples, the mean over questions.
+      verified: share of right ones among the kept samples, likewise.
+      gap: ``verified - generated``.
+      relative: the gap as a share of what was left to gain, ``1 - generated``; 0 where nothing was.
+      kept_questions: share of questions of which a sample was kept.
+    """
+
+    generated: float
+    verified: float
+    gap: float
+    relative: float
+    kept_questions: float
+
+
+def generation_verification_gap(answers: Sequence[Answer], kept: Sequence[Answer]) -> Gap:
+    """What a selection without gold answers gains (Song et al., arXiv 2412.02674, section 2).
+
+    ``J(f[w]) - J(f)``: the expected utility, here whether the answer is right, of generations
+    reweighted by the model's verification (1 for kept samples, else 0), less that of the
+    generations. Where nothing of a question was kept the weights say nothing, and its generations
+    stand as they are.
+
+    Args:
+      answers: all graded samples, at least one.
+      kept: those that the selection let through, duplicates included.
+    """
+    drawn, chosen = _shares(answers), _shares(kept)
+    generated = sum(drawn.values()) / len(drawn)
+    verified = sum(chosen.get(name, share) for name, share in drawn.items()) / len(drawn)
+    left = 1 - generated
+    return Gap(
+        generated=generated,
+        verified=verified,
+        gap=verified - generated,
+        relative=(verified - generated) / left if left > 0 else 0.0,
+        kept_questions=len(chosen) / len(drawn),
+    )
+
+
+def _shares(answers: Sequence[Answer]) -> dict[str, float]:
+    questions: dict[str, list[bool]] = {}
+    for answer in answers:
+        questions.setdefault(answer.id, []).append(answer.correct)
+    return {name: sum(right) / len(right) for name, right in questions.items()}

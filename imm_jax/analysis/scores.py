@@ -1,0 +1,177 @@
+"""What a model's answers are worth: a score for each task, their mean, two models compared."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from imm_jax.choices import ChoiceAnswer
+from imm_jax.evaluation import Answer, score
+from imm_jax.statistics import ladder, mcnemar, mean_interval, pass_at_k, wilson_interval
+from imm_jax.tasks.votes import majority, same_answers
+
+
+class Share(NamedTuple):
+    """A share of right answers with its 95 % interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """One model on one task.
+
+    Attributes:
+      accuracy: share of right answers, over all samples of all questions.
+      low, high: its 95 % Wilson interval, over questions.
+      questions: how many.
+      samples: answers to each question.
+      truncated: share of answers that ran into the token limit; None where none was generated.
+      pass_at_k: for some k the mean over questions of :func:`imm_jax.statistics.pass_at_k`; empty
+        with one sample a question.
+      majority: share of questions whose most common answer is right (self-consistency, Wang et al.,
+        arXiv 2203.11171); None with one sample a question.
+      normalised: by length-normalised log-likelihood; None where answers were generated.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    questions: int
+    samples: int = 1
+    truncated: float | None = None
+    pass_at_k: dict[int, float] = dataclasses.field(default_factory=dict)
+    majority: Share | None = None
+    normalised: Share | None = None
+
+
+class Comparison(NamedTuple):
+    """Two models on the same questions; ``p_value`` is that of McNemar's exact test."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p_value: float
+
+
+def score_answers(answers: Sequence[Answer], answer_type: str) -> TaskScore:
+    """The score of generated answers, as many to each question."""
+    plain, rows = score(answers), list(_by_question(answers).values())
+    samples = len(rows[0])
+    found = {
+        "accuracy": plain.accuracy,
+        "low": plain.low,
+        "high": plain.high,
+        "questions": plain.questions,
+        "samples": samples,
+        "truncated": plain.truncated,
+    }
+    if samples > 1:
+        right = [sum(answer.correct for answer in row) for row in rows]
+        found["pass_at_k"] = {
+            k: sum(pass_at_k(samples, count, k) for count in right) / len(rows)
+            for k in ladder(samples)
+        }
+        found["majority"] = _share(verdicts(answers, answer_type).values())
+    return TaskScore(**found)
+
+
+def score_choices(answers: Sequence[ChoiceAnswer]) -> TaskScore:
+    """The score of options ranked by log-likelihood: plain as accuracy, and length-normalised."""
+    plain = _share([answer.correct for answer in answers])
+    normalised = _share([answer.correct_normalised for answer in answers])
+    return TaskScore(**plain._asdict(), questions=len(answers), normalised=normalised)
+
+
+def verdicts(answers: Sequence[Answer], answer_type: str) -> dict[str, bool]:
+    """For each question, by id, whether its most common answer is right.
+
+    With one sample a question that is the sample's own verdict. Without any answer it is False.
+    """
+    questions = _by_question(answers)
+    stated = [[answer.answer for answer in row] for row in questions.values()]
+    votes = [majority(places) for places in same_answers(answer_type, stated)]
+    return {
+        name: bool(vote.winners) and row[vote.winners[0]].correct
+        for (name, row), vote in zip(questions.items(), votes)
+    }
+
+
+def mean_score(scores: Sequence[TaskScore]) -> Share:
+    """The mean accuracy over tasks, each of the same weight whatever its size."""
+    return Share(*mean_interval([(s.accuracy, s.low, s.high) for s in scores]))
+
+
+def compare(first: Mapping[str, bool], second: Mapping[str, bool]) -> Comparison:
+    """Counts the questions, by id, that two models answer right, and tests the difference.
+
+    Raises:
+      ValueError: the questions are not the same.
+    """
+    if first.keys() != second.keys():
+        raise ValueError("compare: expected verdicts on the same questions")
+    pairs = [(right, second[name]) for name, right in first.items()]
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    return Comparison(
+        both=pairs.count((True, True)),
+        only_first=only_first,
+        only_second=only_second,
+        neither=pairs.count((False, False)),
+        p_value=mcnemar(only_first, only_second),
+    )
+
+
+def score_table(scores: Mapping[str, TaskScore]) -> str:
+    """A row a task, and the mean where there are several."""
+    one = next(iter(scores.values()))
+    extra = [f"pass@{k}" for k in one.pass_at_k if k > 1]
+    extra += ["majority"] if one.majority else []
+    extra += ["truncated"] if one.truncated is not None else []
+    extra += ["normalised", "95 % interval"] if one.normalised else []
+    lines = [["task", "accuracy", "95 % interval", "questions", *extra]]
+    for name, found in scores.items():
+        cells = [name, *_cells(found), str(found.questions)]
+        cells += [f"{share:.3f}" for k, share in found.pass_at_k.items() if k > 1]
+        cells += [f"{found.majority.accuracy:.3f}"] if found.majority else []
+        cells += [f"{found.truncated:.3f}"] if found.truncated is not None else []
+        lines.append(cells + (_cells(found.normalised) if found.normalised else []))
+    if len(scores) > 1:
+        lines.append(["mean", *_cells(mean_score(list(scores.values())))])
+    return aligned(lines)
+
+
+def comparison_table(comparisons: Mapping[str, Comparison]) -> str:
+    """A row a task: which model is right where, and the p-value."""
+    lines = [["task", "both", "only first", "only second", "neither", "McNemar p"]]
+    for name, (*counts, p_value) in comparisons.items():
+        lines.append([name, *map(str, counts), f"{p_value:.4f}"])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in lines if i < len(row)) for i in range(len(lines[0]))]
+    texts = []
+    for row in lines:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
+
+
+def _cells(share: Share | TaskScore) -> list[str]:
+    return [f"{share.accuracy:.3f}", f"[{share.low:.3f}, {share.high:.3f}]"]
+
+
+def _share(right) -> Share:
+    right = list(right)
+    accuracy = sum(right) / len(right)
+    return Share(accuracy, *wilson_interval(accuracy, len(right)))
+
+
+def _by_question(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    questions: dict[str, list[Answer]] = {}
+    for answer in answers:
+        questions.setdefault(answer.id, []).append(answer)
+    return questions

@@ -1,0 +1,231 @@
+"""Multiple choice by log-likelihood: which option's text the model finds likeliest."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from imm_jax.errors import InputError, Interrupted
+from imm_jax.evaluation import make_prompts
+from imm_jax.models.cache import KVCache, Prefix, extend, init_cache
+from imm_jax.models.decoder import Decoder, unembedding
+from imm_jax.progress import Progress
+from imm_jax.sampling.batch import LENGTH_BUCKET
+from imm_jax.sampling.decode import decode_weights
+from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
+from imm_jax.tasks.answers import option_letters
+from imm_jax.tasks.prompts import get_style
+from imm_jax.tasks.types import Example, Task
+from imm_jax.training.loss import token_logprobs
+
+Row = tuple[tuple[int, ...], int]  # token ids of a prompt and a text, and how many are the prompt's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChoiceAnswer:
+    """How likely the model finds each option of one question.
+
+    Attributes:
+      id: the question's.
+      logprobs: of each option's text after the prompt, in nats: the sum over its tokens.
+      lengths: of each option's text, in characters.
+      gold: the place of the right option.
+    """
+
+    id: str
+    logprobs: tuple[float, ...]
+    lengths: tuple[int, ...]
+    gold: int
+
+    @property
+    def correct(self) -> bool:
+        """The likeliest option is the right one: ``acc`` of lm-evaluation-harness."""
+        return int(np.argmax(self.logprobs)) == self.gold
+
+    @property
+    def correct_normalised(self) -> bool:
+        """So is the likeliest for each character of its text: ``acc_norm`` there."""
+        return int(np.argmax(np.divide(self.logprobs, self.lengths))) == self.gold
+
+
+def ask_choices(
+    model: Decoder,
+    params: PyTree,
+    tokenizer: Any,
+    task: Task,
+    questions: Sequence[Example],
+    *,
+    style: str,
+    shots: int = 0,
+    batch_size: int = 16,
+    label: str = "score",
+    should_stop: Callable[[], bool] | None = None,
+) -> list[ChoiceAnswer]:
+    """Scores every option of ``questions``, in their order.
+
+    The prompt holds the question alone; each option's text follows it as an answer would, and so do
+    the right options' texts in the worked examples.
+
+    Args:
+      model: the decoder; its ``dtype`` is the type it computes in.
+      params: its parameters, stacked or with unstacked layers. Weights in another floating type
+        are cast once.
+      tokenizer: a Hugging Face tokenizer.
+      task: of the questions; gives the worked examples.
+      questions: with options.
+      style: prompt style, a name in ``imm_jax.tasks.prompts.STYLES``.
+      shots: worked examples in the prompt, at most as many as the task has.
+      batch_size: rows, one an option, that go through the model together.
+      label: what the progress bar says.
+      should_stop: asked between batches; gives up where it returns true.
+
+    Raises:
+      InputError: a question without options, an unknown style, or a row longer than the model's
+        context.
+      Interrupted: ``should_stop`` said so.
+    """
+    check_choices(task, questions)
+    prompts, lead = choice_prompts(task, questions, style, shots, tokenizer), get_style(style).lead
+    rows = [
+        encode(tokenizer, prompt.whole, lead + text, prompt.add_special_tokens)
+        for prompt, question in zip(prompts, questions)
+        for text in question.choices
+    ]
+    room, longest = model.config.max_position_embeddings, max(len(tokens) for tokens, _ in rows)
+    if longest > room:
+        raise InputError(
+            f"task {task.name}: a question with an option has {longest} tokens, expected at most "
+            f"the model's context of {room}"
+        )
+    sums = _score_rows(model, params, rows, batch_size, label, should_stop)
+    answers, at = [], 0
+    for question in questions:
+        count = len(question.choices)
+        answers.append(
+            ChoiceAnswer(
+                id=question.id,
+                logprobs=tuple(map(float, sums[at : at + count])),
+                lengths=tuple(map(len, question.choices)),
+                gold=option_letters(count).index(question.answer),
+            )
+        )
+        at += count
+    return answers
+
+
+def check_choices(task: Task, questions: Sequence[Example]) -> None:
+    """Raises InputError unless every question has options."""
+    if task.answer_type != "choice" or not all(
+        question.choices and all(question.choices) for question in questions
+    ):
+        raise InputError(
+            f"task {task.name}: its questions have no options to score, "
+            "expected a multiple-choice task (or --scoring generate)"
+        )
+
+
+def choice_prompts(
+    task: Task, questions: Sequence[Example], style: str, shots: int, tokenizer: Any
+) -> list:
+    """The prompts that options are scored after: without a list of options, as lm-eval has them."""
+    examples = tuple(map(_cloze, task.shots[:shots]))
+    asked = dataclasses.replace(task, train=(), test=(), shots=examples)
+    return make_prompts(asked, list(map(_cloze, questions)), style, shots, tokenizer)
+
+
+def _cloze(example: Example) -> Example:
+    """The question without its options, answered by the right option's text."""
+    if not example.choices:
+        return example
+    text = example.choices[option_letters(len(example.choices)).index(example.answer)]
+    return dataclasses.replace(example, choices=None, solution=text)
+
+
+def encode(tokenizer: Any, prompt: str, text: str, add_special_tokens: bool = True) -> Row:
+    """Tokens of ``prompt + text`` and how many of them belong to the prompt.
+
+    The whole is tokenized at once, as in lm-evaluation-harness. Where a token spans the seam it
+    counts to the text.
+    """
+    whole, alone = (
+        tokenizer(part, add_special_tokens=add_special_tokens)["input_ids"]
+        for part in (prompt + text, prompt)
+    )
+    shared = 0
+    while shared < min(len(whole) - 1, len(alone)) and whole[shared] == alone[shared]:
+        shared += 1
+    return tuple(whole), shared
+
+
+def _score_rows(
+    model: Decoder,
+    params: PyTree,
+    rows: Sequence[Row],
+    batch_size: int,
+    label: str,
+    should_stop: Callable[[], bool] | None,
+) -> np.ndarray:
+    """The log-probability of each row's text."""
+    weights = decode_weights(params, model.dtype)
+    shared = shared_length([tokens[:prompt] for tokens, prompt in rows])
+    prefix = make_prefix(model, weights, rows[0][0][:shared])
+    rest = [(tokens[shared:], prompt - shared) for tokens, prompt in rows]
+    order = sorted(range(len(rows)), key=lambda i: -len(rest[i][0]))  # like lengths together
+    size, sums = min(batch_size, len(rows)), np.zeros(len(rows))
+    with Progress(label, len(rows), "option") as progress:
+        for start in range(0, len(rows), size):
+            if should_stop is not None and should_stop():
+                raise Interrupted(f"{label}: stopped")
+            places = order[start : start + size]
+            tokens, mask = _pad([rest[i] for i in places], size)
+            logprobs = row_logprobs(model, weights, prefix, tokens, mask)
+            sums[places] = np.asarray(logprobs)[: len(places)]
+            progress.update(len(places))
+    return sums
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def row_logprobs(
+    model: Decoder,
+    weights: PyTree,
+    prefix: Prefix | None,
+    tokens_BT: Int[Array, "B T"],
+    mask_BT: Float[Array, "B T"],
+) -> Float[Array, "B"]:
+    """The sum of the log-probabilities, float32, of each row's tokens where the mask is 1.
+
+    Logits exist for a chunk of the masked tokens at a time (``training.loss.token_logprobs``).
+
+    Args:
+      model: the decoder.
+      weights: its parameters with unstacked layers, in the type it computes in.
+      prefix: what comes before every row; None for nothing.
+      tokens_BT: token ids, padded on the right.
+      mask_BT: 1 where the token is scored; 0 for the first of a row, which no logits here precede.
+    """
+    B, T = tokens_BT.shape
+    cache = KVCache(init_cache(model, B, T).layers, prefix)
+    hidden_BTD, _ = extend(model, weights, cache, tokens_BT, jnp.zeros(B, jnp.int32))
+    logprobs_BT = token_logprobs(
+        hidden_BTD,
+        unembedding(weights),
+        jnp.roll(tokens_BT, -1, axis=1),
+        jnp.roll(mask_BT, -1, axis=1),
+        softcap=model.config.final_logit_softcapping,
+    )
+    return logprobs_BT.sum(axis=1)
+
+
+def _pad(rows: Sequence[Row], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask ``[size, T]``; rows that are not there score nothing."""
+    length = bucket(max(len(tokens) for tokens, _ in rows), LENGTH_BUCKET)
+    tokens, mask = np.zeros((size, length), np.int32), np.zeros((size, length), np.float32)
+    for i, (row, prompt) in enumerate(rows):
+        tokens[i, : len(row)] = row
+        mask[i, max(prompt, 1) : len(row)] = 1
+    return tokens, mask

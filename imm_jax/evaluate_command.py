@@ -1,0 +1,159 @@
+"""The ``evaluate`` command: a model's scores on tasks, or two models on the same questions."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from imm_jax.errors import InputError
+from imm_jax.inputs import check_output, open_model, sampling_config
+
+
+class Scored(NamedTuple):
+    """By task: its score, and whether each question, by id, is answered right."""
+
+    scores: dict[str, Any]
+    verdicts: dict[str, dict[str, bool]]
+
+
+class Scoring(NamedTuple):
+    """One way to score: what it refuses before weights are read, and the scoring itself."""
+
+    check: Callable[[argparse.Namespace, Any, Any], None]
+    score: Callable[..., Scored]
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    from imm_jax.analysis.scores import comparison_table, score_table
+    from imm_jax.evaluation import check_tasks
+    from imm_jax.files import atomic_write
+    from imm_jax.models.load import load_model
+    from imm_jax.tasks import get_style, make_task
+
+    scoring = SCORINGS[args.scoring]
+    sampling_config(args)
+    get_style(args.style)
+    check_output(args.output)
+    tasks = [make_task(spec, train_size=0, test_size=args.questions) for spec in args.tasks]
+    check_tasks(tasks)
+    models = [(args.model, args.revision)] + ([(args.compare, None)] if args.compare else [])
+    opened = [open_model(*model) for model in models]
+    for _, tokenizer in opened:
+        for task in tasks:
+            scoring.check(args, task, tokenizer)
+
+    results = []
+    for (name, _), (source, tokenizer) in zip(models, opened):
+        model, params = load_model(source.path)
+        results.append(scoring.score(args, tasks, model, params, tokenizer))
+        del params  # before the other model is loaded
+        table = score_table(results[-1].scores)
+        print(f"{name}\n{table}\n" if args.compare else table)
+    report = {"scoring": args.scoring, "model": args.model, **_report(results[0])}
+    if args.compare:
+        comparisons = _comparisons(results)
+        print(comparison_table(comparisons))
+        report["compared_with"] = {"model": args.compare, **_report(results[1])}
+        report["comparison"] = {name: found._asdict() for name, found in comparisons.items()}
+    if args.output:
+        atomic_write(args.output, json.dumps(report, indent=1) + "\n")
+
+
+def _check_generate(args: argparse.Namespace, task: Any, tokenizer: Any) -> None:
+    from imm_jax.evaluation import make_prompts
+
+    make_prompts(task, task.test[:1], args.style, args.shots, tokenizer)
+
+
+def _generate(args, tasks: Sequence[Any], model: Any, params: Any, tokenizer: Any) -> Scored:
+    from imm_jax.analysis.scores import score_answers, verdicts
+    from imm_jax.evaluation import answer_tasks
+
+    answers = answer_tasks(
+        model,
+        params,
+        tokenizer,
+        tasks,
+        style=args.style,
+        shots=args.shots,
+        sampling=sampling_config(args),
+        samples=args.samples,
+        seed=args.seed,
+    )
+    types = {task.name: task.answer_type for task in tasks}
+    return Scored(
+        {name: score_answers(found, types[name]) for name, found in answers.items()},
+        {name: verdicts(found, types[name]) for name, found in answers.items()},
+    )
+
+
+def _check_choices(args: argparse.Namespace, task: Any, tokenizer: Any) -> None:
+    from imm_jax.choices import check_choices, choice_prompts
+
+    if args.samples > 1:
+        raise InputError(f"--samples: {args.samples}, expected 1, for log-likelihood draws none")
+    check_choices(task, task.test)
+    choice_prompts(task, task.test[:1], args.style, args.shots, tokenizer)
+
+
+def _choices(args, tasks: Sequence[Any], model: Any, params: Any, tokenizer: Any) -> Scored:
+    from imm_jax.analysis.scores import score_choices
+    from imm_jax.choices import ask_choices
+
+    options = {"batch_size": args.batch_size} if args.batch_size else {}
+    answers = {
+        task.name: ask_choices(
+            model,
+            params,
+            tokenizer,
+            task,
+            task.test,
+            style=args.style,
+            shots=args.shots,
+            label=f"evaluate {task.name}",
+            **options,
+        )
+        for task in tasks
+    }
+    return Scored(
+        {name: score_choices(found) for name, found in answers.items()},
+        {name: {answer.id: answer.correct for answer in found} for name, found in answers.items()},
+    )
+
+
+def _report(result: Scored) -> dict[str, Any]:
+    from imm_jax.analysis.scores import mean_score
+
+    mean = mean_score(list(result.scores.values()))
+    tasks = {name: _plain(score) for name, score in result.scores.items()}
+    return {"tasks": tasks, "mean": mean._asdict()}
+
+
+def _plain(score: Any) -> dict[str, Any]:
+    """A score as JSON, without what the scoring does not have."""
+    rows = {field.name: getattr(score, field.name) for field in dataclasses.fields(score)}
+    rows |= {name: value._asdict() for name, value in rows.items() if hasattr(value, "_asdict")}
+    return {name: value for name, value in rows.items() if value not in (None, {})}
+
+
+def _comparisons(results: Sequence[Scored]) -> Mapping[str, Any]:
+    """Task by task and, where there are several, over the questions of all of them."""
+    from imm_jax.analysis.scores import compare
+
+    first, second = (result.verdicts for result in results)
+    found = {name: compare(first[name], second[name]) for name in first}
+    if len(found) > 1:
+        found["all"] = compare(_pooled(first), _pooled(second))
+    return found
+
+
+def _pooled(verdicts: Mapping[str, Mapping[str, bool]]) -> dict[str, bool]:
+    return {f"{task}/{name}": ok for task, rows in verdicts.items() for name, ok in rows.items()}
+
+
+SCORINGS = {
+    "generate": Scoring(_check_generate, _generate),
+    "loglikelihood": Scoring(_check_choices, _choices),
+}

@@ -1,0 +1,56 @@
+"""Self-verification: the model says which of its samples are right."""
+
+from collections.abc import Sequence
+
+from imm_jax.evaluation import Answer
+from imm_jax.rounds.rules import Aids
+from imm_jax.select_config import SelectConfig
+from imm_jax.tasks.answers import extract
+from imm_jax.tasks.prompts import question_text
+from imm_jax.tasks.types import Example
+
+VERSION = 1  # raised when the text changes
+TEXT = """Here is a question and a proposed solution. Is the solution right?
+
+The question is: {question}
+
+The proposed solution is: {solution}
+
+Check the solution step by step. Then say "The answer is correct." or "The answer is incorrect.\""""
+
+
+def self_verify(answers: Sequence[Answer], config: SelectConfig, aids: Aids) -> list[Answer]:
+    """Samples that the judge takes as right; no gold answers.
+
+    Song et al., arXiv 2412.02674: a proxy utility for each generation, from the model's own
+    verification, and rejection below a threshold. Of their verifications this is chain of thought
+    with a binary verdict. The utility is the share of ``config.judge_samples`` verdicts that say
+    "correct" (one that cannot be read does not); at least ``config.min_share``, one half by
+    default, passes. What it gains is ``analysis.gap.generation_verification_gap``.
+    """
+    least = 0.5 if config.min_share is None else config.min_share
+    return [answer for answer, share in zip(answers, utilities(answers, aids)) if share >= least]
+
+
+def utilities(answers: Sequence[Answer], aids: Aids) -> list[float]:
+    """The share of the judge's verdicts that say "correct", for each sample.
+
+    Samples of a question with the same text are judged once.
+    """
+    questions = {example.id: example for example in (*aids.task.train, *aids.task.test)}
+    asked: dict[tuple[str, str], Example] = {}
+    for answer in answers:
+        asked.setdefault((answer.id, answer.text), _ask(questions[answer.id], answer))
+    said = aids.judge("verify", list(asked.values()))
+    shares = {key: _share(responses) for key, responses in zip(asked, said)}
+    return [shares[answer.id, answer.text] for answer in answers]
+
+
+def _ask(example: Example, answer: Answer) -> Example:
+    text = TEXT.format(question=question_text(example), solution=answer.text.strip())
+    return Example(id=f"verify/{answer.id}/{answer.sample}", question=text, answer="correct")
+
+
+def _share(responses: Sequence[str]) -> float:
+    verdicts = [extract("text", response) for response in responses]
+    return sum(verdict == "correct" for verdict in verdicts) / max(len(verdicts), 1)

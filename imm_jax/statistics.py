@@ -1,0 +1,76 @@
+"""Numbers that say how sure a score is: intervals, pass@k, a test between two models."""
+
+import math
+from collections.abc import Sequence
+
+
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a share of ``count`` trials (E. B. Wilson, 1927, eq. 4)."""
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + confidence) / 2))
+    middle = share + z * z / (2 * count)
+    half = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
+    scale = 1 + z * z / count
+    low, high = (middle - half) / scale, (middle + half) / scale
+    # Rounding may put an end past a share of 0 or 1.
+    return max(0.0, min(share, low)), min(1.0, max(share, high))
+
+
+def mean_interval(
+    shares: Sequence[tuple[float, float, float]],
+) -> tuple[float, float, float]:
+    """The mean of independent shares, each ``(share, low, high)``, with its interval.
+
+    Every share weighs the same. The half-widths of independent means add in squares.
+    """
+    count = len(shares)
+    mean = sum(share for share, _, _ in shares) / count
+    below = sum((share - low) ** 2 for share, low, _ in shares) ** 0.5 / count
+    above = sum((high - share) ** 2 for share, _, high in shares) ** 0.5 / count
+    return mean, max(0.0, mean - below), min(1.0, mean + above)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """The chance that at least one of ``k`` samples of a question is right, without bias.
+
+    ``1 - C(n - c, k) / C(n, k)`` for ``c`` right ones of ``n`` samples (Chen et al., arXiv
+    2107.03374, eq. 1). The mean over questions is a benchmark's pass@k.
+
+    Args:
+      samples: n, how many were drawn.
+      correct: c, how many of them are right, 0 to n.
+      k: 1 to n.
+    """
+    if samples - correct < k:
+        return 1.0
+    # Factor by factor: the binomials of thousands of samples are no floats.
+    wrong = 1.0
+    for i in range(k):
+        wrong *= (samples - correct - i) / (samples - i)
+    return 1.0 - wrong
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The p-value of McNemar's exact test (McNemar, 1947), two-sided.
+
+    The questions that both models get right, or both wrong, say nothing of their difference. Of the
+    ``n`` others each model should be the right one in half: the p-value is the chance, under
+    ``Binomial(n, 1/2)``, of a split at least as uneven as the one seen. 1 where there are none.
+
+    Args:
+      only_first: questions that the first model alone answers right.
+      only_second: those that the second alone answers right.
+    """
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    ways, term = 0, 1  # whole numbers, so that the tail is exact
+    for i in range(fewer + 1):
+        ways += term
+        term = term * (count - i) // (i + 1)
+    return min(1.0, 2 * ways / 2**count)
+
+
+def ladder(samples: int) -> list[int]:
+    """The ``k`` to show pass@k for: 1, 2, 4, ... and the number of samples itself."""
+    powers = [2**i for i in range(int(math.log2(samples)) + 1)]
+    return powers if powers[-1] == samples else [*powers, samples]

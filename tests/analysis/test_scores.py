@@ -1,0 +1,120 @@
+"""Scores of answers made by hand."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from imm_jax.analysis.scores import (
+    Comparison,
+    compare,
+    comparison_table,
+    mean_score,
+    score_answers,
+    score_choices,
+    score_table,
+    verdicts,
+)
+from imm_jax.choices import ChoiceAnswer
+from imm_jax.evaluation import Answer
+
+
+def answers(**questions: str) -> list[Answer]:
+    """A letter a sample; upper case is right, ``.`` is no answer, ``!`` one that was cut off."""
+    return [
+        Answer(
+            id=name,
+            sample=number,
+            text=letter,
+            answer=letter.lower() if letter.isalpha() else None,
+            correct=letter.isupper(),
+            tokens=1,
+            logprob=0.0,
+            finish_reason="length" if letter == "!" else "stop",
+        )
+        for name, letters in questions.items()
+        for number, letter in enumerate(letters)
+    ]
+
+
+# Right: 2, 1, 0, 2 of 4. Majorities: A (right), b (wrong), none, a tie that x, the first, wins.
+ROWS = answers(one="AbAc", two="bbA.", three="..!.", four="xxAA")
+
+
+def test_pass_at_k_and_majority_by_counting():
+    found = score_answers(ROWS, "number")
+    assert (found.questions, found.samples, found.truncated) == (4, 4, 1 / 16)
+    assert found.accuracy == 5 / 16
+    rows = [[a.correct for a in ROWS[i : i + 4]] for i in range(0, 16, 4)]
+    for k in (1, 2, 4):
+        draws = [np.mean([any(d) for d in itertools.combinations(row, k)]) for row in rows]
+        assert found.pass_at_k[k] == pytest.approx(np.mean(draws))
+    assert list(found.pass_at_k) == [1, 2, 4] and found.pass_at_k[1] == found.accuracy
+    assert verdicts(ROWS, "number") == {"one": True, "two": False, "three": False, "four": False}
+    interval = binomtest(1, 4).proportion_ci(method="wilson")
+    assert found.majority == pytest.approx((0.25, interval.low, interval.high))
+
+
+def test_equal_answers_vote_together():
+    stated = [("3", False), ("1/2", True), ("0.5", True)]
+    rows = [
+        dataclasses.replace(row, answer=answer, correct=right)
+        for row, (answer, right) in zip(answers(one="abc"), stated)
+    ]
+    assert verdicts(rows, "math") == {"one": True}
+    assert verdicts(rows, "text") == {"one": False}
+
+
+def test_one_sample_a_question():
+    found = score_answers(answers(one="A", two="b", three="."), "number")
+    assert found.accuracy == pytest.approx(1 / 3)
+    assert found.pass_at_k == {} and found.majority is None
+    assert verdicts(answers(one="A", two="b", three="."), "number") == {
+        "one": True,
+        "two": False,
+        "three": False,
+    }
+
+
+def test_options():
+    rows = [
+        ChoiceAnswer(id="a", logprobs=(-4.0, -6.0), lengths=(2, 6), gold=0),
+        ChoiceAnswer(id="b", logprobs=(-4.0, -6.0), lengths=(2, 6), gold=1),
+        ChoiceAnswer(id="c", logprobs=(-3.0, -9.0), lengths=(6, 6), gold=0),
+    ]
+    found = score_choices(rows)
+    assert found.accuracy == pytest.approx(2 / 3) and found.questions == 3
+    assert found.normalised.accuracy == pytest.approx(2 / 3)
+    interval = binomtest(2, 3).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_mean_weighs_tasks_alike():
+    scores = [score_answers(answers(**rows), "number") for rows in
+              ({"a": "A"}, {"a": "b", "b": "b", "c": "b"})]  # fmt: skip
+    found = mean_score(scores)
+    assert found.accuracy == 0.5 and found.low < 0.5 < found.high
+
+
+def test_two_models_are_compared_by_question():
+    first = {"a": True, "b": True, "c": True, "d": False, "e": True, "f": True}
+    second = {"f": False, "e": False, "d": False, "c": True, "b": False, "a": False}
+    found = compare(first, second)
+    assert found == Comparison(both=1, only_first=4, only_second=0, neither=1, p_value=2 / 16)
+    assert compare(second, first) == found._replace(only_first=0, only_second=4)
+    with pytest.raises(ValueError, match="same questions"):
+        compare(first, {"a": True})
+    assert comparison_table({"sums": found}).splitlines()[1].split() == [
+        "sums", "1", "4", "0", "1", "0.1250"]  # fmt: skip
+
+
+def test_the_table_has_the_columns_that_the_scores_have():
+    many, one = score_answers(ROWS, "number"), score_answers(answers(a="A"), "number")
+    lines = score_table({"sums": many, "dates": many}).splitlines()
+    assert lines[0].split()[-4:] == ["pass@2", "pass@4", "majority", "truncated"]
+    # Without a right one among two draws: 1/6, 1/2, 1, 1/6.
+    assert lines[1].split()[-4:] == ["0.542", "0.750", "0.250", "0.062"]
+    assert lines[3].split()[:2] == ["mean", "0.312"]
+    assert len(score_table({"sums": one}).splitlines()) == 2

@@ -1,0 +1,185 @@
+"""Files merged into files: tensors against float64 and ``merge_params``, and all that lies beside.
+
+Models are tiny Llamas of three layers; see ``conftest.py``.
+"""
+
+import itertools
+import json
+import logging
+import re
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import yaml
+
+import imm_jax
+from imm_jax import merge_files, merging
+from imm_jax.cli import main
+from imm_jax.errors import InputError, Interrupted
+from tests.answering import snapshot
+from tests.recipes.model_folders import (
+    BESIDE,
+    EMBED,
+    LINEAR,
+    Q,
+    assert_same,
+    cast,
+    mean,
+    read_config,
+    read_tensors,
+)
+
+BFLOAT16 = ml_dtypes.bfloat16
+
+
+def test_a_mean_of_models_is_rounded_once(recipe, tmp_path):
+    merge_files(recipe(LINEAR), tmp_path / "out")
+    expected = cast(mean(read_tensors("base"), read_tensors("one")))
+    assert_same(read_tensors(tmp_path / "out"), expected)
+
+
+def test_parameters_by_tensor_and_depth_reach_the_merge(recipe, tmp_path):
+    text = """
+merge_method: dare_ties
+base_model: base
+models:
+  - {model: one, parameters: {weight: [0.2, 0.8], density: 0.6}}
+  - model: two
+    parameters: {weight: [{filter: mlp, value: 0.5}, {value: 0.25}], density: 0.7}
+parameters: {lambda: 0.9, normalize: true}
+"""
+    merge_files(recipe(text), tmp_path / "out", seed=11)
+    base, one, two = (read_tensors(name) for name in ("base", "one", "two"))
+
+    def by_depth(path):
+        layer = re.search(r"layers\.(\d)", path)
+        return float(np.interp(int(layer[1]) / 2, [0, 1], [0.2, 0.8])) if layer else 0.2
+
+    expected = merging.merge_params(
+        base,
+        [one, two],
+        weight=[by_depth, lambda path: 0.5 if "mlp" in path else 0.25],
+        transform=merging.dare_ties((0.6, 0.7), normalize=True, lambda_=0.9),
+        key=jax.random.key(11),
+    )
+    assert_same(read_tensors(tmp_path / "out"), expected)
+
+
+def test_types_as_stored_and_as_asked_for(recipe, tmp_path):
+    """Without a type the widest of those stored; the sum is exact, and rounded once."""
+    text = LINEAR.replace("dtype: float32", "").replace("one", "half")
+    exact = mean(read_tensors("base"), read_tensors("half"))
+    for asked, dtype in (("", np.float32), ("out_dtype: float16", np.float16),
+                         ("dtype: float32\nout_dtype: bfloat16", BFLOAT16)):  # fmt: skip
+        out = tmp_path / np.dtype(dtype).name
+        merge_files(recipe(text + asked), out)
+        assert_same(read_tensors(out), cast(exact, dtype))
+        assert read_config(out)["dtype"] == np.dtype(dtype).name
+
+
+def test_a_result_that_its_type_cannot_hold_is_refused(recipe, tmp_path):
+    text = LINEAR.replace("weight: 3", "weight: 1e9") + "parameters: {normalize: false}\n"
+    with pytest.raises(InputError, match=f"tensor {EMBED} would have values that float16 cannot"):
+        merge_files(recipe(text + "out_dtype: float16"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_shards_and_their_index(recipe, tmp_path):
+    assert len(list(Path("base").glob("*.safetensors"))) > 2  # sharded in
+    merge_files(recipe(LINEAR), tmp_path / "whole")
+    out = tmp_path / "out"
+    assert main(["merge", str(recipe(LINEAR)), str(out), "--out-shard-size", "30K"]) == 0
+    assert_same(read_tensors(out), read_tensors(tmp_path / "whole"))
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    count = len(files)
+    assert files == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    sizes = []
+    for file in files:
+        alone = read_tensors(out, file)
+        assert {n for n, f in index["weight_map"].items() if f == file} == set(alone)
+        sizes.append(sum(x.nbytes for x in alone.values()))
+        assert sizes[-1] <= 30_000 or len(alone) == 1
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert index["weight_map"].keys() == read_tensors(out).keys()
+    # As few files as that: no two neighbours would have fitted into one.
+    assert all(a + b > 30_000 for a, b in itertools.pairwise(sizes))
+
+
+def test_it_is_a_model(recipe, tmp_path):
+    """Our own loader, which reads what transformers writes, checks every name and shape."""
+    merge_files(recipe(LINEAR), tmp_path / "out")
+    decoder, params = imm_jax.load_model(tmp_path / "out")
+    assert decoder.config == imm_jax.load_model("base")[0].config
+    q = cast(mean(read_tensors("base"), read_tensors("one")))[Q.format(1)]
+    np.testing.assert_array_equal(params["layers"]["attn"]["q"]["kernel"][1], q.T)
+    for file in BESIDE:
+        assert (tmp_path / "out" / file).read_bytes() == Path("base", file).read_bytes()
+    assert read_config(tmp_path / "out") == read_config("base")
+
+
+def test_the_card_names_the_recipe(recipe, tmp_path):
+    text = LINEAR + "# läuft\n"
+    merge_files(recipe(text), tmp_path / "my-merge", seed=3)
+    assert (tmp_path / "my-merge/mergekit_config.yml").read_text() == text
+    _, head, body = (tmp_path / "my-merge/README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["tags"] == ["merge", "imm_jax", "linear"]
+    assert body.startswith("\n# my-merge\n") and text.strip() in body
+    assert "- base\n- one\n" in body and "--seed 3" in body
+
+
+def test_a_seed_decides_and_nothing_else_does(recipe, tmp_path):
+    text = LINEAR.replace("merge_method: linear", "merge_method: dare_linear\nbase_model: base")
+    path = recipe(text + "parameters: {density: 0.5}")
+    for name, seed in (("out", 4), ("other/out", 4), ("third/out", 5)):
+        merge_files(path, tmp_path / name, seed=seed)
+    first, second, third = (snapshot(tmp_path / name) for name in ("out", "other/out", "third/out"))
+    assert first == second
+    differing = {name for name in first if first[name] != third[name]}
+    assert differing == {"model.safetensors", "README.md"}
+    assert first.keys() == third.keys()
+
+
+def test_an_empty_folder_is_taken_and_another_is_not(models, recipe, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    path = recipe(LINEAR.replace("model: ", f"model: {models}/"))
+    monkeypatch.chdir(tmp_path / "here")
+    merge_files(path, ".")
+    assert "# here\n" in (tmp_path / "here/README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "recipe.yaml"]
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="here: exists, expected a new folder"):
+        merge_files(path, tmp_path / "here")
+    assert snapshot(tmp_path) == before
+
+
+def test_progress_is_logged(recipe, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("imm_jax.progress.LOG_EVERY_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "imm_jax"):
+        merge_files(recipe(LINEAR), tmp_path / "out", max_shard_bytes=30_000)
+    size = sum(x.nbytes for x in read_tensors(tmp_path / "out").values())
+    lines = [r.getMessage() for r in caplog.records]
+    for label, total in (("check", 2 * size), ("merge", size)):
+        own = [line for line in lines if line.startswith(f"{label}: ")]
+        done = [int(re.match(r"\w+: ([\d,]+)/", line)[1].replace(",", "")) for line in own]
+        assert done == sorted(done) and len(done) > 5
+        assert done[-1] == total and f"/{total:,} B in " in own[-1]
+
+
+def test_a_stop_is_asked_for_before_each_tensor(recipe, tmp_path):
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return len(asked) > 5
+
+    with pytest.raises(Interrupted, match="out: stopped"):
+        merge_files(recipe(LINEAR), tmp_path / "out", max_shard_bytes=1, should_stop=should_stop)
+    assert len(asked) == 6 and not (tmp_path / "out").exists()
+    assert len(list((tmp_path / ".out.part").glob("*.safetensors"))) == 5
+    merge_files(recipe(LINEAR), tmp_path / "out", max_shard_bytes=1)
+    merge_files(recipe(LINEAR), tmp_path / "a/b/out", max_shard_bytes=1)
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "a/b/out")

@@ -1,0 +1,72 @@
+"""Intervals, pass@k and McNemar's test against SciPy and counting."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import comb
+from scipy.stats import binomtest
+
+from imm_jax.statistics import ladder, mcnemar, mean_interval, pass_at_k, wilson_interval
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_is_scipys(counts):
+    right, count = counts
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    low, high = wilson_interval(right / count, count)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= low <= right / count <= high <= 1
+    wider = wilson_interval(right / count, count, confidence=0.99)
+    assert wider[0] <= low and wider[1] >= high
+
+
+def test_mean_interval():
+    rows = np.array([[0.5, 0.3, 0.6], [0.25, 0.2, 0.45], [0.0, 0.0, 0.1]])
+    mean, low, high = mean_interval([tuple(row) for row in rows])
+    assert mean == pytest.approx(0.25)
+    assert low == pytest.approx(0.25 - np.linalg.norm(rows[:, 0] - rows[:, 1]) / 3)
+    assert high == pytest.approx(0.25 + np.linalg.norm(rows[:, 2] - rows[:, 0]) / 3)
+    assert mean_interval([(0.5, 0.3, 0.6)]) == pytest.approx((0.5, 0.3, 0.6))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_pass_at_k_counts_the_draws_that_hold_a_right_sample(samples):
+    for correct, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+        right = [i < correct for i in range(samples)]
+        draws = [any(draw) for draw in itertools.combinations(right, k)]
+        assert pass_at_k(samples, correct, k) == pytest.approx(np.mean(draws), abs=1e-12)
+
+
+@given(st.data())
+def test_pass_at_k_is_the_papers_formula(data):
+    n = data.draw(st.integers(1, 300))
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    expected = 1 - comb(n - c, k, exact=True) / comb(n, k, exact=True)
+    assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-10)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_mcnemar_is_a_binomial_test(first, second):
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(first, second) == mcnemar(second, first)
+
+
+def test_mcnemar_by_hand_and_far_out():
+    assert mcnemar(0, 5) == 2 / 32 and mcnemar(1, 4) == 2 * (1 + 5) / 32
+    assert mcnemar(3, 3) == mcnemar(0, 0) == 1.0
+    # Far beyond what a float holds on the way.
+    assert 0 < mcnemar(900, 1100) < mcnemar(950, 1050) < 0.05
+    assert mcnemar(900, 1100) == pytest.approx(binomtest(900, 2000).pvalue, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])]
+)
+def test_ladder(samples, expected):
+    assert ladder(samples) == expected
+    assert all(math.log2(k).is_integer() for k in ladder(samples)[:-1])
