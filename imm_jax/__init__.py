@@ -34,8 +34,8 @@ _EXPORTS = {
     "run": "imm_jax.rounds.run",
     "save_model": "imm_jax.models.huggingface.saving",
 }
-_ROOMS = ("analysis", "checkpoints", "evaluation", "merging", "models", "recipes", "rounds")
-_ROOMS += ("sampling", "tasks", "training", "tree")
+_ROOMS = ("analysis", "checkpoints", "evaluation", "memory", "merging", "models", "recipes")
+_ROOMS += ("rounds", "sampling", "sharding", "tasks", "training", "tree")
 
 __all__ = ["__version__", *_EXPORTS, *_ROOMS]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def _run(args: argparse.Namespace) -> None:
     from imm_jax.sharding import start_hosts
 
     start_hosts(args.coordinator, args.processes, args.process)
+    if not is_primary():
+        logging.getLogger("imm_jax").setLevel(logging.WARNING)  # the primary says it for all
     name = Path(args.config).stem
     output = Path(args.output or Path("runs") / (f"{name}-smoke" if args.smoke else name))
     mesh = [f"mesh={args.mesh}"] if args.mesh else []
