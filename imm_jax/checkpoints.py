@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``{data-N/ (Orbax), manifest.json}``. The manifest is written last and
 holds the size and SHA-256 of every file, so that an unfinished, truncated or altered checkpoint is
-found out. One process writes to a folder at a time.
+found out. One run writes to a folder at a time. Of several processes each writes and reads its part
+of the arrays, on a disk that all see; the primary does the rest.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imm_jax import hosts
 from imm_jax.errors import InputError
 from imm_jax.files import atomic_write
 from imm_jax.tree import num_bytes, path_str
@@ -55,7 +57,7 @@ def save(folder: str | os.PathLike, tree: PyTree) -> None:
             checkpointer.save((root / data).absolute(), args=_save_args(tree))
         except Exception as error:
             raise _write_error(folder, error) from error
-        _commit(folder, root, data, leaves)
+        hosts.from_primary(lambda: _commit(folder, root, data, leaves))
 
 
 def restore(folder: str | os.PathLike, like: PyTree | None = None) -> PyTree:
@@ -105,8 +107,8 @@ class StepCheckpoints:
         self._writer: ThreadPoolExecutor | None = None
         self._checkpointer = None
         self._pending: Future | None = None
-        for rest in self.folder.glob(".step_*"):  # what a killed process left
-            shutil.rmtree(rest, ignore_errors=True)
+        for rest in self.folder.glob(".step_*") if hosts.is_primary() else ():
+            shutil.rmtree(rest, ignore_errors=True)  # what a killed process left
 
     def __enter__(self) -> "StepCheckpoints":
         return self
@@ -116,6 +118,9 @@ class StepCheckpoints:
 
     def steps(self) -> list[int]:
         """The steps present, oldest first, whether whole or damaged."""
+        return hosts.from_primary(self._steps)
+
+    def _steps(self) -> list[int]:
         names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -175,9 +180,11 @@ class StepCheckpoints:
             self._checkpointer.wait_until_finished()
         except Exception as error:
             raise _write_error(self._path(step), error) from error
+        if not hosts.is_primary():
+            return
         _commit(self._path(step), root, data, leaves)
-        kept = [s for s in self.steps() if s <= step][-self.keep :]
-        for other in set(self.steps()) - set(kept):
+        kept = [s for s in self._steps() if s <= step][-self.keep :]
+        for other in set(self._steps()) - set(kept):
             gone = self.folder / f".step_{other:08d}.gone"  # renamed first: never half a folder
             os.rename(self._path(other), gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -232,6 +239,11 @@ def _begin(folder: Path, tree: PyTree) -> tuple[Path, str]:
 
     A new checkpoint is built beside and renamed; in one that exists the manifest is swapped.
     """
+    root, data = hosts.from_primary(lambda: _make_room(folder, num_bytes(tree)))
+    return Path(root), data
+
+
+def _make_room(folder: Path, size: int) -> tuple[str, str]:
     try:
         there = folder.exists()
         # A killed save leaves "data-3.orbax-checkpoint-tmp", which counts.
@@ -245,10 +257,10 @@ def _begin(folder: Path, tree: PyTree) -> tuple[Path, str]:
         free = shutil.disk_usage(root).free
     except OSError as error:
         raise _write_error(folder, error) from error
-    if free < num_bytes(tree):
-        need = f"{num_bytes(tree) / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
+    if free < size:
+        need = f"{size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
         raise InputError(f"{folder}: not enough room on the disk ({need})")
-    return root, f"data-{max(numbers, default=-1) + 1}"
+    return str(root), f"data-{max(numbers, default=-1) + 1}"
 
 
 def _commit(folder: Path, root: Path, data: str, leaves: dict[str, str]) -> None:

@@ -15,7 +15,8 @@ from imm_jax.evaluation import make_prompts
 from imm_jax.models.cache import KVCache, Prefix, extend, init_cache
 from imm_jax.models.decoder import Decoder, unembedding
 from imm_jax.progress import Progress
-from imm_jax.sampling.engine import LENGTH_BUCKET, decode_weights
+from imm_jax.sampling.batch import LENGTH_BUCKET
+from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 from imm_jax.tasks.answers import option_letters
 from imm_jax.tasks.prompts import get_style

@@ -13,6 +13,7 @@ from imm_jax.errors import InputError, Interrupted
 from imm_jax.evaluate_command import evaluate
 from imm_jax.inputs import check_output, generation_config, open_model, sampling_config
 from imm_jax.merge_command import merge
+from imm_jax.plan_command import plan
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,13 +52,19 @@ def _refuse(message: str) -> int:
 def _run(args: argparse.Namespace) -> None:
     from imm_jax.analysis.summary import plot, table
     from imm_jax.config import load_config
+    from imm_jax.hosts import is_primary
     from imm_jax.rounds.run import run
+    from imm_jax.sharding import start_hosts
 
+    start_hosts(args.coordinator, args.processes, args.process)
     name = Path(args.config).stem
     output = Path(args.output or Path("runs") / (f"{name}-smoke" if args.smoke else name))
-    config = load_config(args.config, args.overrides, smoke=args.smoke)
+    mesh = [f"mesh={args.mesh}"] if args.mesh else []
+    config = load_config(args.config, [*args.overrides, *mesh], smoke=args.smoke)
     with Stop() as should_stop:
         rows = run(config, output, should_stop=should_stop)
+    if not is_primary():
+        return
     plot(rows, output / "plot.png", f"{name}: {config.model.rsplit('/', 1)[-1]}")
     print(table(rows))
     print(f"\nfigures: {output}/plot.png, {output}/metrics.jsonl   model: {output}/model")
@@ -152,6 +159,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "merge": merge,
     "convert": _convert,
+    "plan": plan,
 }
 
 

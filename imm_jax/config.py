@@ -14,6 +14,7 @@ from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.select_config import SelectConfig
+from imm_jax.sharding import parse_mesh
 from imm_jax.training.config import TrainingConfig
 from imm_jax.yaml_files import parse_yaml, read_yaml
 
@@ -95,6 +96,8 @@ class RunConfig:
         in float32 on CPU and in bfloat16 elsewhere.
       block: questions sampled between two saves.
       keep: ``last`` keeps each arm's newest two models, ``all`` every one.
+      mesh: how to use several devices, ``"data=2,fsdp=4"``; see ``imm_jax.sharding``. It says where
+        a run is done, not what it does, so a run may go on with another.
     """
 
     model: str
@@ -113,6 +116,7 @@ class RunConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     block: int = 256
     keep: Literal["last", "all"] = "last"
+    mesh: str | None = None
 
     def __post_init__(self):
         positive = [("samples", self.samples), ("rounds", self.rounds), ("block", self.block)]
@@ -121,6 +125,8 @@ class RunConfig:
         for name, value in positive:
             if value is not None and value < 1:
                 raise InputError(f"{name}: {value}, expected at least 1")
+        if self.mesh is not None:
+            parse_mesh(self.mesh)
         if not self.arms:
             raise InputError("arms: empty, expected at least one arm")
         if self.data.shots < 0:

@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 from imm_jax.errors import InputError, nearest
 from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.config import SamplingConfig
-from imm_jax.sampling.engine import decode_weights, generate
+from imm_jax.sampling.decode import decode_weights
+from imm_jax.sampling.engine import generate
 from imm_jax.statistics import wilson_interval
 from imm_jax.tasks.answers import RULES, grade_all
 from imm_jax.tasks.prompts import Prompt, get_style, render

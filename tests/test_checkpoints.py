@@ -17,6 +17,7 @@ import pytest
 from imm_jax import checkpoints
 from imm_jax.checkpoints import DamagedCheckpoint, StepCheckpoints, restore, save
 from imm_jax.errors import InputError
+from tests.devices import ask
 
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -362,3 +363,30 @@ def test_the_manifest_describes_the_tree(tmp_path):
 def test_keep_below_one_is_an_error(tmp_path):
     with pytest.raises(InputError, match="keep is 0, expected 1 or more"):
         StepCheckpoints(tmp_path, keep=0)
+
+
+WRITE = """
+from imm_jax import checkpoints
+folder, text = sys.argv[1:]
+tree = draw(LLAMA)
+many = spread(tree, sharding.make_mesh(text)) if text else jax.tree.map(jnp.asarray, tree)
+like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), many)
+if folder.endswith("8"):
+    checkpoints.save(folder, many)
+else:
+    found = checkpoints.restore(folder[:-1] + ("8" if folder.endswith("1") else "1"), like)
+    answers["same"] = furthest(found, tree)
+    answers["placed"] = all(x.sharding.is_equivalent_to(y.sharding, x.ndim)
+                            for x, y in zip(*map(jax.tree.leaves, (found, like))))
+    checkpoints.save(folder, found)
+    answers["parts"] = len(found["embed"]["embedding"].addressable_shards)
+"""
+
+
+def test_a_checkpoint_goes_from_8_devices_to_1_and_back(tmp_path):
+    folder = str(tmp_path / "c")
+    ask(WRITE, folder + "8", "data=2,fsdp=2,tensor=2")
+    one = ask(WRITE, folder + "1", "", count=1)
+    assert one == {"same": 0.0, "placed": True, "parts": 1}
+    again = ask(WRITE, folder + "0", "fsdp=8")
+    assert again == {"same": 0.0, "placed": True, "parts": 8}

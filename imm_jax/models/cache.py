@@ -15,6 +15,7 @@ from imm_jax.models.decoder import (
     softcap_logits,
     unembedding,
 )
+from imm_jax.sharding import ROWS, constrain
 
 
 class Prefix(NamedTuple):
@@ -52,7 +53,7 @@ def init_cache(model: Decoder, batch: int, slots: int, prefix: Prefix | None = N
         (jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
         for _ in range(c.num_hidden_layers)
     ]
-    return KVCache(layers, prefix)
+    return KVCache(constrain(layers, ROWS, "tensor"), prefix)
 
 
 def extend(
@@ -86,12 +87,12 @@ def extend(
         segments.append((jnp.where(slots_BP < before, slots_BP, -1), True))
     tables = make_tables(c, positions_BT, segments)
     x = weights["embed"]["embedding"][tokens_BT].astype(model.dtype)
-    x = x * jnp.asarray(c.embed_scale, model.dtype)
+    x = constrain(x * jnp.asarray(c.embed_scale, model.dtype), ROWS)
     block, layers = Block(c, model.dtype), []
     for i, kind in enumerate(layer_kinds(c)[1]):
         layer = Cache(*cache.layers[i], start_B, prefix.layers[i] if prefix else None)
         x, kv = block.apply({"params": weights["layers"][i]}, x, tables, int(kind), layer)
-        layers.append(kv)
+        layers.append(constrain(kv, ROWS, "tensor"))
     norm = RMSNorm(c.rms_norm_eps, c.rms_norm_unit_offset)
     x = norm.apply({"params": weights["final_norm"]}, x)
     return x, KVCache(layers, prefix)
@@ -107,4 +108,6 @@ def logits_of(
     """Float32 logits of hidden states."""
     head = unembedding(weights).astype(model.dtype)
     logits = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
-    return softcap_logits(model.config, logits)
+    # Products stay where their part of the head is; what follows looks at whole rows.
+    logits = constrain(logits, ROWS, *[None] * (logits.ndim - 2), "tensor")
+    return softcap_logits(model.config, constrain(logits, ROWS))

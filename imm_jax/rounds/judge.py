@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from jaxtyping import PyTree
 
+from imm_jax import hosts
 from imm_jax.config import RunConfig
 from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.rules import Judge
@@ -49,7 +51,7 @@ def make_judge(
         special = prompt.add_special_tokens
         return len(tokenizer(prompt.whole, add_special_tokens=special)["input_ids"]) <= room
 
-    def ask(block: Sequence[Example], name: str) -> list[dict]:
+    def ask(params: PyTree, name: str, block: Sequence[Example]) -> list[dict]:
         fitting = [example for example in block if fits(example)]
         if len(fitting) < len(block):
             logger.warning(
@@ -58,7 +60,7 @@ def make_judge(
         prompts = [render(style, example, (), tokenizer) for example in fitting]
         drawn = generate(
             model,
-            weights() if fitting else None,
+            params,
             tokenizer,
             [prompt.whole for prompt in prompts],
             config=config.sampling,
@@ -79,7 +81,7 @@ def make_judge(
             block = asked[start : start + config.block]
             rows += stages.rows(
                 f"judge/{name}-{number:05d}",
-                lambda block=block: ask(block, f"{label}: {name}"),
+                lambda block=block: hosts.share(block, partial(ask, weights(), f"{label}: {name}")),
             )
         return [row["said"] for row in rows]
 

@@ -79,7 +79,7 @@ def _check_same(stored: Path, config: RunConfig) -> None:
         old = to_dict(build(RunConfig, old, str(stored)))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(f"{stored}: cannot be read as a run's configuration") from error
-    differing = differences(old, to_dict(config))
+    differing = differences(old, to_dict(config) | {"mesh": old["mesh"]})
     if differing:
         raise InputError(
             f"{stored.parent}: holds a run with other settings: {'; '.join(differing)}; "

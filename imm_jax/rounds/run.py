@@ -4,12 +4,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from imm_jax import hosts
 from imm_jax.config import RunConfig, load_config
 from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
@@ -24,6 +26,7 @@ from imm_jax.rounds.round import improve
 from imm_jax.rounds.select import check_rule
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
+from imm_jax.sharding import make_mesh, param_shardings
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
 from imm_jax.tasks.types import Task
@@ -64,20 +67,24 @@ def run(
         raise InputError("output: missing, expected a folder")
     output = Path(output)
     check_settings(config)
-    with claim(output, config):
+    with ExitStack() as stack:
+        hosts.from_primary(lambda: stack.enter_context(claim(output, config)))
         tasks = load_tasks(config)
         bench, base, record = load_bench(config, tasks, should_stop)
-        atomic_write(output / RECORD, json.dumps(record, indent=1) + "\n")
+        if hosts.is_primary():
+            atomic_write(output / RECORD, json.dumps(record, indent=1) + "\n")
         rows = []
         for row in run_seeds(bench, base, output):
             rows.append(row)
-            write_metrics(output, rows)
+            if hosts.is_primary():
+                write_metrics(output, rows)
         return rows
 
 
 def check_settings(config: RunConfig) -> None:
-    """Refuses names that nothing answers to, before anything is loaded."""
+    """Refuses names that nothing answers to, and a mesh that is not there, before loading."""
     check_rule(config.select.rule)
+    make_mesh(config.mesh)
     for key in ("sample_style", "evaluate_style", "train_style"):
         style = getattr(config.data, key)
         if style is not None and style not in STYLES:
@@ -127,14 +134,20 @@ def load_bench(
     model = Decoder(config=architecture, dtype=compute)
     bench = Bench(config, model, tokenizer, tasks, should_stop)
     check_prompts(bench)
-    _, params = load_model(config.model, dtype=jnp.dtype(config.dtype), revision=config.revision)
     # On a named device, as restored weights are: else the same programs are compiled twice.
-    params = jax.device_put(params, jax.devices()[0])
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    mesh = make_mesh(config.mesh)
+    if mesh is not None:
+        where = param_shardings(mesh, param_shapes(architecture)).get
+    dtype = jnp.dtype(config.dtype)
+    _, params = load_model(config.model, dtype=dtype, sharding=where, revision=config.revision)
     record = {
         "model": resolved.record,
         "tasks": {task.name: task.source for task in tasks},
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "mesh": None if mesh is None else dict(mesh.shape),
+        "processes": hosts.count(),
         "dtype": config.dtype,
     }
     return bench, params, record
@@ -174,8 +187,10 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
         tidy(config, output / f"seed-{seed}", t)
     final = list(config.arms)[-1]
     folder = output / "model"
-    if seed == config.seeds[0] and not folder.exists():
-        save_model(folder, bench.model, current[final](), tokenizer=bench.tokenizer)
+    if seed == config.seeds[0] and hosts.from_primary(lambda: not folder.exists()):
+        params = hosts.fetch(current[final]())
+        if hosts.is_primary():
+            save_model(folder, bench.model, params, tokenizer=bench.tokenizer)
         logger.info(f"{folder}: the {final} model after round {config.rounds}, seed {seed}")
         tidy(config, output / f"seed-{seed}", config.rounds)  # a damaged model was made again
     for later in current.values():
@@ -184,6 +199,7 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
 
 def tidy(config: RunConfig, folder: Path, t: int) -> None:
     """Deletes fine-tuned weights whose merge is kept, and models older than the last but one."""
+    hosts.wait()  # for those that still read
     for u in range(1, t + 1):
         for name in (*config.arms, "shared"):
             part = Stages(folder / f"round-{u}" / name)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from jaxtyping import PyTree
 
-from imm_jax import checkpoints
+from imm_jax import checkpoints, hosts
 from imm_jax.errors import InputError
 from imm_jax.files import atomic_write, read_jsonl, write_jsonl
 
@@ -41,6 +41,7 @@ class Stages:
 
     Every method takes the name of a result and how to make it. A result that is there is read; one
     that is missing or damaged is made from the results before it, and written whole or not at all.
+    Of several processes the primary reads and writes files; what is missing all make together.
     """
 
     folder: Path
@@ -48,25 +49,21 @@ class Stages:
     def rows(self, name: str, make: Callable[[], list[dict]]) -> list[dict]:
         """Rows of JSON, in ``name.jsonl``."""
         path = self.folder / f"{name}.jsonl"
-        if path.exists():
-            try:
-                return read_jsonl(path)
-            except InputError as error:
-                logger.warning(f"{error}; it is made again")
-        rows = make()
-        write_jsonl(path, rows)
+        rows = hosts.from_primary(lambda: _read(path, read_jsonl))
+        if rows is None:
+            rows = make()
+            if hosts.is_primary():
+                write_jsonl(path, rows)
         return rows
 
     def values(self, name: str, make: Callable[[], dict]) -> dict:
         """One JSON object, in ``name.json``."""
         path = self.folder / f"{name}.json"
-        if path.exists():
-            try:
-                return json.loads(path.read_bytes())
-            except ValueError as error:
-                logger.warning(f"{path}: not valid JSON ({error}); it is made again")
-        values = make()
-        atomic_write(path, json.dumps(values, indent=1) + "\n")
+        values = hosts.from_primary(lambda: _read(path, lambda path: json.loads(path.read_bytes())))
+        if values is None:
+            values = make()
+            if hosts.is_primary():
+                atomic_write(path, json.dumps(values, indent=1) + "\n")
         return values
 
     def params(self, name: str, like: PyTree, make: Callable[[], PyTree]) -> Later[PyTree]:
@@ -74,7 +71,7 @@ class Stages:
         return Later(lambda: self._params(self.folder / name, like, make))
 
     def _params(self, folder: Path, like: PyTree, make: Callable[[], PyTree]) -> PyTree:
-        if folder.exists():
+        if hosts.from_primary(folder.exists):
             try:
                 return checkpoints.restore(folder, like)
             except checkpoints.DamagedCheckpoint as error:
@@ -85,5 +82,17 @@ class Stages:
 
     def drop(self, *names: str) -> None:
         """Deletes results that nothing will ask for again."""
-        for name in names:
+        for name in names if hosts.is_primary() else ():
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What is in a file; None where it is missing or damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except ValueError as error:
+        where = "" if isinstance(error, InputError) else f"{path}: not valid JSON: "
+        logger.warning(f"{where}{error}; it is made again")
+        return None

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from imm_jax import hosts
 from imm_jax.analysis.gap import generation_verification_gap
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
@@ -17,9 +18,10 @@ from imm_jax.rounds.round import Tools
 from imm_jax.rounds.select import RULES, from_rows, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.rounds.thinning import KEYS
-from imm_jax.sampling.engine import check_lengths, decode_weights, end_tokens
+from imm_jax.sampling.decode import decode_weights
+from imm_jax.sampling.engine import check_lengths, end_tokens
 from imm_jax.tasks.prompts import get_style, training_style
-from imm_jax.tasks.types import Task
+from imm_jax.tasks.types import Example, Task
 from imm_jax.training.batching import Sequence as TokenSequence
 from imm_jax.training.fit import fit
 
@@ -86,7 +88,7 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
             seed=seed * 1000 + t,
             checkpoints=stages.folder / "fit",
             label=f"{label}: fit",
-            should_stop=bench.should_stop,
+            should_stop=hosts.agreed(bench.should_stop, bench.config.training.save_every_steps),
         )
         stages.values("training", lambda: stats)
         return tuned
@@ -146,25 +148,32 @@ def sample_blocks(
         name = f"{label}: sample" + (f" {number + 1}/{len(starts)}" if len(starts) > 1 else "")
         rows += stages.rows(
             f"samples/{number:05d}",
-            lambda start=start, name=name: to_rows(
-                ask(
-                    bench.model,
-                    weights(),
-                    bench.tokenizer,
-                    task,
-                    task.train[start : start + config.block],
-                    style=config.data.sample_style,
-                    shots=config.data.shots,
-                    sampling=config.sampling,
-                    samples=config.samples,
-                    seed=key,
-                    rule=config.data.answer_rule,
-                    label=name,
-                    should_stop=bench.should_stop,
-                )
+            lambda start=start, name=name: ask_together(
+                bench,
+                weights(),
+                task,
+                task.train[start : start + config.block],
+                style=config.data.sample_style,
+                sampling=config.sampling,
+                samples=config.samples,
+                seed=key,
+                label=name,
             ),
         )
     return from_rows(rows)
+
+
+def ask_together(
+    bench: Bench, weights: PyTree, task: Task, questions: Sequence[Example], **settings: Any
+) -> list[dict]:
+    """Rows of graded answers in the order of the questions; each process asks a share of them.
+
+    ``settings`` go to :func:`imm_jax.evaluation.ask`.
+    """
+    data = bench.config.data
+    settings |= {"shots": data.shots, "rule": data.answer_rule, "should_stop": bench.should_stop}
+    ask_own = lambda own: ask(bench.model, weights, bench.tokenizer, task, own, **settings)
+    return hosts.share(questions, lambda own: to_rows(ask_own(own)))
 
 
 def training_sequences(bench: Bench, selected: Sequence[Answer]) -> list[TokenSequence]:
@@ -211,22 +220,16 @@ def evaluate_tasks(bench: Bench, params: PyTree, stages: Stages, label: str) -> 
     for task in bench.tasks:
         rows = stages.rows(
             f"answers/{task.name}",
-            lambda task=task: to_rows(
-                ask(
-                    bench.model,
-                    weights(),
-                    bench.tokenizer,
-                    task,
-                    task.test,
-                    style=config.data.evaluate_style,
-                    shots=config.data.shots,
-                    sampling=config.evaluation,
-                    samples=1,
-                    seed=config.data.seed,
-                    rule=config.data.answer_rule,
-                    label=f"{label}: evaluate {task.name}",
-                    should_stop=bench.should_stop,
-                )
+            lambda task=task: ask_together(
+                bench,
+                weights(),
+                task,
+                task.test,
+                style=config.data.evaluate_style,
+                sampling=config.evaluation,
+                samples=1,
+                seed=config.data.seed,
+                label=f"{label}: evaluate {task.name}",
             ),
         )
         scores[task.name] = dataclasses.asdict(score(from_rows(rows)))

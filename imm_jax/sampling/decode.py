@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from imm_jax.models.cache import KVCache, Prefix, extend, init_cache, logits_of
 from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.logits import sample_tokens
+from imm_jax.sharding import ROWS, constrain, constrain_params, mesh_of, on, own_part
+from imm_jax.tree import PyTree, unstack_layers
 
 
 class Rows(NamedTuple):
@@ -30,6 +32,31 @@ class Rows(NamedTuple):
     key: Array
 
 
+def decode_weights(params: PyTree, dtype) -> PyTree:
+    """Parameters as decoding takes them: layers unstacked, cast to ``dtype``, in one program.
+
+    On a mesh each part of the batch has all of them, split over ``tensor`` alone: gathered once,
+    not at every token. Each of several processes gets its own, on its own devices.
+    """
+    unstacked = isinstance(params["layers"], list)
+    if unstacked and all(x.dtype == dtype for x in jax.tree.leaves(params)):
+        return params
+    with on(mesh_of(params)):
+        return own_part(_unstack_and_cast(params, jnp.dtype(dtype)))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _unstack_and_cast(params: PyTree, dtype: jnp.dtype) -> PyTree:
+    weights = jax.tree.map(lambda x: x.astype(dtype), unstack_layers(params))
+    return constrain_params(weights, ("tensor",))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rows", "slots"))
+def empty(model: Decoder, rows: int, slots: int) -> list:
+    """Keys and values of a batch before its first prompt."""
+    return init_cache(model, rows, slots).layers
+
+
 @functools.partial(jax.jit, static_argnames="model")
 def prefill(model: Decoder, weights: dict, prefix: Prefix | None, tokens_BT: Int[Array, "B T"]):
     """Keys and values of prompts (padded on the right) that follow ``prefix``: ``layers`` of a
@@ -42,25 +69,43 @@ def prefill(model: Decoder, weights: dict, prefix: Prefix | None, tokens_BT: Int
 
 
 @functools.partial(jax.jit, donate_argnames="layers")
-def admit(layers: list, prompts: list, source: Int[Array, "N"], row: Int[Array, "N"]) -> list:
-    """Copies prefilled prompt ``source[i]`` into ``row[i]`` of the batch, for the n samples of a
-    prompt n times. A row out of range is skipped.
+def admit(layers: list, prompts: list, source: Int[Array, "B"]) -> list:
+    """Copies prefilled prompt ``source[b]`` into row ``b`` of the batch, for the n samples of a
+    prompt n times. A row whose source is negative stays as it is.
     """
+    source = constrain(source, ROWS)
 
     def copy(batch, prompt):
-        return batch.at[row, :, : prompt.shape[2]].set(prompt[source], mode="drop")
+        slots = prompt.shape[2]
+        # On a mesh the prompts go to all parts, not the batch, which is many times as large.
+        new = constrain(prompt, None, "tensor")[jnp.maximum(source, 0)]
+        new = jnp.where(source[:, None, None, None] >= 0, new, batch[:, :, :slots])
+        return constrain(batch.at[:, :, :slots].set(new), ROWS, "tensor")
 
     return jax.tree.map(copy, layers, prompts)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
-def resize(layers: list, rows: Int[Array, "N"], slots: int) -> list:
-    """The batch with only ``rows``, each with at least ``slots`` slots."""
+def grow(layers: list, slots: int) -> list:
+    """The batch with at least ``slots`` slots a row."""
 
-    def fit(x):
-        return jnp.pad(x[rows], ((0, 0), (0, 0), (0, max(0, slots - x.shape[2])), (0, 0)))
+    def pad(x):
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, max(0, slots - x.shape[2])), (0, 0)))
+        return constrain(x, ROWS, "tensor")
 
-    return jax.tree.map(fit, layers)
+    return jax.tree.map(pad, layers)
+
+
+@jax.jit
+def keep(layers: list, rows: Int[Array, "P N"]) -> list:
+    """The batch with only N rows of each of its P parts, numbered from the part's first."""
+
+    def pick(x):
+        parts = x.reshape(rows.shape[0], -1, *x.shape[1:])
+        kept = jax.vmap(lambda part, at: part[at])(parts, constrain(rows, ROWS))
+        return constrain(kept.reshape(-1, *x.shape[1:]), ROWS, "tensor")
+
+    return jax.tree.map(pick, layers)
 
 
 @functools.partial(
@@ -101,6 +146,7 @@ def decode_chunk(
     """
     B = rows.token.shape[0]
     tokens, logprobs = jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps), jnp.float32)
+    rows, tokens, logprobs = constrain((rows, tokens, logprobs), ROWS)
 
     def unfinished(carry):
         step, _, rows, _, _ = carry

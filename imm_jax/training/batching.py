@@ -68,15 +68,20 @@ class Batches:
       sequences: as :func:`prepare` leaves them, at least one.
       config: reads batch_size, micro_batch_size, epochs, max_length, bucket and packing.
       seed: of the order.
+      shards: how many parts of a mesh each micro batch is split over; it has
+        ``config.micro_batch_size`` rows for each.
 
     Raises:
       InputError: there is no sequence.
     """
 
-    def __init__(self, sequences: Sequences[Sequence], config: TrainingConfig, *, seed: int):
+    def __init__(
+        self, sequences: Sequences[Sequence], config: TrainingConfig, *, seed: int, shards: int = 1
+    ):
         if not sequences:
             raise InputError("training: no sequence with a response token to train on")
         self.sequences, self.config, self.seed = tuple(sequences), config, seed
+        self.shards = shards
         self.steps_per_epoch = -(-len(sequences) // config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
         self._longest = max(len(sequence.tokens) - 1 for sequence in sequences)
@@ -131,10 +136,10 @@ class Batches:
 
     def _rows_per_micro_batch(self) -> int:
         """Packed rows are wider, so a micro batch takes fewer: the same tokens either way."""
-        rows = min(self.config.micro_batch_size, self.config.batch_size)
+        rows = min(self.config.micro_batch_size, -(-self.config.batch_size // self.shards))
         if self.config.packing:
             rows = round(rows * self._round_up(self._longest) / self._packed_width())
-        return max(1, rows)
+        return max(1, rows) * self.shards
 
     def _arrays(self, rows: list[list[Sequence]], width: int) -> Batch:
         height = self._rows_per_micro_batch()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from imm_jax import hosts, sharding
 from imm_jax.checkpoints import StepCheckpoints
 from imm_jax.errors import InputError
 from imm_jax.files import atomic_write
@@ -50,7 +51,9 @@ def fit(
       model: a decoder; ``config`` sets its compute dtype and remat.
       params: where to start; left as they are. Trained in float32, returned in their own dtypes.
         With ``config.lora`` adapters are trained, from ``b = 0``, and merged in at the end; jax
-        arrays that no adapter changes are then returned themselves, not copied.
+        arrays that no adapter changes are then returned themselves, not copied. On a mesh
+        (``imm_jax.sharding``) the state lies as they do and batches are split over it; the result
+        is that of one device to 1e-5.
       sequences: cut at ``config.max_length``; those with no response token left are dropped.
       config: hyperparameters.
       seed: of the order of the sequences, and of the adapters.
@@ -78,16 +81,19 @@ def fit(
     began = time.monotonic()
     prepared = prepare(sequences, config.max_length)
     _check_ids(prepared.sequences, model.config.vocab_size)
-    batches = Batches(prepared.sequences, config, seed=seed)
+    mesh = sharding.mesh_of(params)
+    shards = sharding.batch_shards(mesh.shape) if mesh else 1
+    batches = Batches(prepared.sequences, config, seed=seed, shards=shards)
     train_step, start = _train_step(model, config), params
     if config.lora is not None:
         frozen = commit(jax.tree.map(jnp.asarray, params))
         train_step = partial(train_step, frozen=frozen)
         start = init_adapters(params, config.lora, jax.random.key(seed))
-    run = Run(batches, config, label)
+    run = Run(batches, config, label, mesh)
     with ExitStack() as stack:
         if checkpoints is not None:
-            _claim(Path(checkpoints), config, batches, params)
+            mine = _identity(config, batches, params)
+            hosts.from_primary(lambda: _claim(Path(checkpoints), mine))
             run.store = stack.enter_context(StepCheckpoints(checkpoints))
         run.begin(start)
         progress = stack.enter_context(Progress(label, total=len(batches), unit="step"))
@@ -95,6 +101,8 @@ def fit(
         run.train(train_step, progress, should_stop)
     if config.lora is not None:
         new = merge_adapters(frozen, run.state.params, config.lora.alpha)
+        if mesh is not None:
+            new = jax.device_put(new, jax.tree.map(lambda x: x.sharding, frozen))
     else:
         new = jax.tree.map(lambda old, new: new.astype(old.dtype), params, run.state.params)
     jax.block_until_ready(new)
@@ -126,8 +134,8 @@ def _check_ids(sequences: Sequences[Sequence], vocab_size: int) -> None:
             )
 
 
-def _claim(folder: Path, config: TrainingConfig, batches: Batches, params: PyTree) -> None:
-    """Notes whose checkpoints a folder holds; refuses those of another fine-tune."""
+def _identity(config: TrainingConfig, batches: Batches, params: PyTree) -> dict[str, Any]:
+    """What makes a fine-tune this one and no other, as JSON gives it back."""
     digest = hashlib.sha256()
     for sequence in batches.sequences:
         digest.update(np.int32([sequence.prompt_length, *sequence.tokens, -1]).tobytes())
@@ -135,7 +143,11 @@ def _claim(folder: Path, config: TrainingConfig, batches: Batches, params: PyTre
     del mine["save_every_steps"], mine["max_skipped"]
     if config.lora is not None:  # adapters mean something beside their own parameters only
         mine["parameters"] = _fingerprint(params)
-    mine = json.loads(json.dumps(mine))  # as it reads back
+    return json.loads(json.dumps(mine))
+
+
+def _claim(folder: Path, mine: dict[str, Any]) -> None:
+    """Notes whose checkpoints a folder holds; refuses those of another fine-tune."""
     path = folder / "fit.json"
     if path.exists():
         try:
@@ -160,5 +172,6 @@ def _fingerprint(params: PyTree) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         flat = leaf.reshape(-1)
-        digest.update(np.asarray(flat[:: max(1, flat.size // 1000)]).tobytes())
+        some = hosts.fetch(flat[:: max(1, flat.size // 1000)])
+        digest.update(np.asarray(some).tobytes())
     return digest.hexdigest()

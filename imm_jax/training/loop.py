@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from imm_jax import sharding
 from imm_jax.checkpoints import StepCheckpoints
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.progress import Progress
@@ -27,8 +29,8 @@ METRICS = ("loss", "accuracy", "tokens", "grad_norm", "learning_rate", "skipped"
 class Run:
     """A fine-tune under way: the state, the metrics of the steps done, and where both are saved."""
 
-    def __init__(self, batches: Batches, config: TrainingConfig, label: str):
-        self.batches, self.config, self.label = batches, config, label
+    def __init__(self, batches: Batches, config: TrainingConfig, label: str, mesh: Mesh | None):
+        self.batches, self.config, self.label, self.mesh = batches, config, label, mesh
         self.store: StepCheckpoints | None = None
         self.state: TrainState | None = None
         self.step = self.checked = 0  # steps dispatched, steps whose metrics were looked at
@@ -39,16 +41,19 @@ class Run:
 
     def begin(self, params: PyTree) -> None:
         """Starts from the newest whole checkpoint, or from ``params``."""
-        new = lambda: init_state(params, make_optimizer(self.config), len(self.batches))
+        new = lambda params: init_state(params, make_optimizer(self.config), len(self.batches))
+        if self.mesh is not None:
+            where = sharding.param_shardings(self.mesh, jax.eval_shape(new, params))
+            new = jax.jit(new, out_shardings=where)
         if self.store is not None and self.store.steps():
-            like = {"state": jax.eval_shape(new), "history": self.history}
+            like = {"state": jax.eval_shape(new, params), "history": self.history}
             found = self.store.restore_latest(like)
             if found is not None:
                 self.step = self.checked = found[0]
                 self.state, self.history = found[1]["state"], np.array(found[1]["history"])
                 logger.info(f"{self.label}: going on from step {self.step}/{len(self.batches)}")
                 return
-        self.state = commit(new())
+        self.state = commit(new(params))
 
     def train(self, train_step: Callable, progress: Progress, should_stop: Callable | None) -> None:
         total = len(self.batches)
@@ -57,10 +62,11 @@ class Run:
                 self.look(progress)
                 self.save()
                 raise Interrupted(f"{self.label}: stopped after step {self.step}/{total}")
-            batch = self.batches[self.step]
+            batch = sharding.place_batch(self.mesh, self.batches[self.step], axis=1)
             if self.skipped_in_a_row() + 1 >= self.limit:
                 self.look(progress)  # the step under way may be the last that is let pass
-            state, metrics = train_step(self.state, batch)
+            with sharding.on(self.mesh):
+                state, metrics = train_step(self.state, batch)
             # The device works on this step while the host reads what the last one gave.
             self.look(progress)
             self.state, self.metrics, self.step = state, metrics, self.step + 1

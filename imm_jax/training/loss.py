@@ -5,6 +5,10 @@ The head is where a small model's memory goes: float32 logits of 8 x 2048 tokens
 exist for ``chunk`` tokens only, and neither prompt nor padding ever meets the vocabulary. The loss
 is linear in its cotangent, so the gradient of each chunk is formed in the forward pass, from the
 logits at hand: 6 N V D operations, where chunks that recompute their logits need 8.
+
+On a mesh every part of the batch is sorted and taken apart from the others, a chunk of each at a
+time: P parts of N tokens, where P is 1 on one device. The head's gradient is added up over the
+parts once, at the end.
 """
 
 from functools import partial
@@ -13,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from imm_jax.sharding import ROWS, batch_shards, constrain, current_sizes
 
 
 class LossSums(NamedTuple):
@@ -24,12 +30,12 @@ class LossSums(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """All tokens of a batch in one row, those that count first, padded to whole chunks."""
+    """All tokens of each part of a batch, those that count first, padded to whole chunks."""
 
-    hidden_ND: Array
-    targets_N: Array
-    mask_N: Array
-    order_N: Array
+    hidden_PND: Array
+    targets_PN: Array
+    mask_PN: Array
+    order_PN: Array
     chunks: Array  # how many chunks hold a token that counts
 
 
@@ -52,12 +58,13 @@ def response_loss(
       unembedding_VD: rows that score the vocabulary.
       targets_BT: the token that follows each position.
       mask_BT: 1 where the target is a response token, else 0.
-      chunk: tokens whose logits ``[chunk, V]`` exist at one time; None: 128 on CPU, else 2048.
+      chunk: tokens whose logits ``[chunk, V]`` exist at one time on a device; None: 128 on CPU,
+        else 2048.
       softcap: logits become ``softcap * tanh(logits / softcap)``.
     """
     mask_BT = mask_BT.astype(jnp.float32)
     loss, correct = _loss(
-        (chunk_size(chunk, targets_BT.size), softcap),
+        (chunk_size(chunk, targets_BT.size // _parts(targets_BT)), softcap),
         hidden_BTD,
         unembedding_VD,
         targets_BT,
@@ -79,17 +86,17 @@ def token_logprobs(
 
     Arguments as in :func:`response_loss`.
     """
-    chunk = chunk_size(chunk, targets_BT.size)
+    chunk = chunk_size(chunk, targets_BT.size // _parts(targets_BT))
     tokens = _response_first(hidden_BTD, targets_BT, mask_BT.astype(jnp.float32), chunk)
-    head_VD = unembedding_VD.astype(hidden_BTD.dtype)
+    head_VD = _head(unembedding_VD, hidden_BTD.dtype)
 
-    def score(i, logprobs_N):
+    def score(i, logprobs_PN):
         hidden, targets, mask = _take(tokens, i, chunk)
         _, lse, picked, _ = _score(hidden, head_VD, targets, softcap)
-        return jax.lax.dynamic_update_slice(logprobs_N, mask * (picked - lse), (i * chunk,))
+        return jax.lax.dynamic_update_slice(logprobs_PN, mask * (picked - lse), (0, i * chunk))
 
-    logprobs_N = jax.lax.fori_loop(0, tokens.chunks, score, jnp.zeros_like(tokens.mask_N))
-    return _put_back(logprobs_N, tokens.order_N).reshape(targets_BT.shape)
+    logprobs_PN = jax.lax.fori_loop(0, tokens.chunks, score, jnp.zeros_like(tokens.mask_PN))
+    return _put_back(logprobs_PN, tokens.order_PN).reshape(targets_BT.shape)
 
 
 def chunk_size(chunk: int | None, tokens: int) -> int:
@@ -101,7 +108,7 @@ def chunk_size(chunk: int | None, tokens: int) -> int:
 def _loss(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
     chunk, softcap = static
     tokens = _response_first(hidden_BTD, targets_BT, mask_BT, chunk)
-    head_VD = unembedding_VD.astype(hidden_BTD.dtype)
+    head_VD = _head(unembedding_VD, hidden_BTD.dtype)
 
     def add(i, sums):
         hidden, targets, mask = _take(tokens, i, chunk)
@@ -114,27 +121,32 @@ def _loss(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
 def _loss_forward(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
     chunk, softcap = static
     tokens = _response_first(hidden_BTD, targets_BT, mask_BT, chunk)
-    head_VD = unembedding_VD.astype(hidden_BTD.dtype)
+    head_VD = _head(unembedding_VD, hidden_BTD.dtype)
     vocabulary = jnp.arange(head_VD.shape[0])
 
     def add(i, carry):
-        loss, correct, d_hidden_ND, d_head_VD = carry
+        loss, correct, d_hidden_PND, d_head_PVD = carry
         hidden, targets, mask = _take(tokens, i, chunk)
         logits, lse, picked, best = _score(hidden, head_VD, targets, softcap)
-        d_logits = jnp.exp(logits - lse[:, None]) - (targets[:, None] == vocabulary)
-        d_logits *= mask[:, None]
+        d_logits = jnp.exp(logits - lse[..., None]) - (targets[..., None] == vocabulary)
+        d_logits *= mask[..., None]
         if softcap is not None:
             d_logits *= 1 - jnp.square(logits / softcap)
         d_logits = d_logits.astype(hidden.dtype)
-        d_hidden_ND = jax.lax.dynamic_update_slice(d_hidden_ND, d_logits @ head_VD, (i * chunk, 0))
-        d_head_VD += jnp.matmul(d_logits.T, hidden, preferred_element_type=jnp.float32)
+        d_hidden = d_logits @ head_VD
+        d_hidden_PND = jax.lax.dynamic_update_slice(d_hidden_PND, d_hidden, (0, i * chunk, 0))
+        d_head_PVD += jnp.einsum(
+            "PNV,PND->PVD", d_logits, hidden, preferred_element_type=jnp.float32
+        )
         loss += jnp.sum(mask * (lse - picked))
-        return loss, correct + jnp.sum(mask * (picked >= best)), d_hidden_ND, d_head_VD
+        return loss, correct + jnp.sum(mask * (picked >= best)), d_hidden_PND, d_head_PVD
 
-    zero, head_zeros = jnp.zeros(()), jnp.zeros(head_VD.shape, jnp.float32)
-    start = zero, zero, jnp.zeros_like(tokens.hidden_ND), head_zeros
-    loss, correct, d_hidden_ND, d_head_VD = jax.lax.fori_loop(0, tokens.chunks, add, start)
-    d_hidden_BTD = _put_back(d_hidden_ND, tokens.order_N).reshape(hidden_BTD.shape)
+    parts = tokens.hidden_PND.shape[0]
+    head_zeros = constrain(jnp.zeros((parts, *head_VD.shape), jnp.float32), ROWS, "tensor")
+    start = jnp.zeros(()), jnp.zeros(()), jnp.zeros_like(tokens.hidden_PND), head_zeros
+    loss, correct, d_hidden_PND, d_head_PVD = jax.lax.fori_loop(0, tokens.chunks, add, start)
+    d_hidden_BTD = _put_back(d_hidden_PND, tokens.order_PN).reshape(hidden_BTD.shape)
+    d_head_VD = d_head_PVD.sum(axis=0)
     # An empty array carries the head's dtype, which the backward pass cannot know otherwise.
     return (loss, correct), (d_hidden_BTD, d_head_VD, jnp.zeros((0,), unembedding_VD.dtype))
 
@@ -153,34 +165,45 @@ def _loss_backward(static, residuals, cotangents):
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
-def _score(hidden_ND, head_VD, targets_N, softcap):
-    """Logits ``[N, V]``, their log-sum-exp, the target's logit and the greatest, all float32."""
-    logits = jnp.matmul(hidden_ND, head_VD.T, preferred_element_type=jnp.float32)
+def _head(unembedding_VD, dtype):
+    """The head as chunks use it; on a mesh gathered once, not once a chunk."""
+    return constrain(unembedding_VD.astype(dtype), "tensor")
+
+
+def _score(hidden_PND, head_VD, targets_PN, softcap):
+    """Logits ``[P, N, V]``, their log-sum-exp, the target's logit and the greatest, all float32."""
+    logits = jnp.matmul(hidden_PND, head_VD.T, preferred_element_type=jnp.float32)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     best = logits.max(axis=-1)
-    lse = best + jnp.log(jnp.exp(logits - best[:, None]).sum(axis=-1))
-    picked = jnp.take_along_axis(logits, targets_N[:, None], axis=-1)[:, 0]
+    lse = best + jnp.log(jnp.exp(logits - best[..., None]).sum(axis=-1))
+    picked = jnp.take_along_axis(logits, targets_PN[..., None], axis=-1)[..., 0]
     return logits, lse, picked, best
 
 
 def _response_first(hidden_BTD, targets_BT, mask_BT, chunk) -> _Tokens:
-    mask = mask_BT.reshape(-1)
-    order = jnp.argsort(mask == 0, stable=True)
-    pad = -mask.size % chunk
-    return _Tokens(
-        jnp.pad(hidden_BTD.reshape(mask.size, -1)[order], ((0, pad), (0, 0))),
-        jnp.pad(targets_BT.reshape(-1)[order], (0, pad)),
-        jnp.pad(mask[order], (0, pad)),
-        order,
-        (jnp.sum(mask != 0) + chunk - 1) // chunk,
-    )
+    mask = constrain(mask_BT.reshape(_parts(mask_BT), -1), ROWS)
+    order = jnp.argsort(mask == 0, axis=1, stable=True)
+    pad = -mask.shape[1] % chunk
+    rows = hidden_BTD.reshape(*mask.shape, -1), targets_BT.reshape(mask.shape), mask
+    padded = [jnp.pad(_pick(x, order), ((0, 0), (0, pad), (0, 0))[: x.ndim]) for x in rows]
+    chunks = (jnp.sum(mask != 0, axis=1).max() + chunk - 1) // chunk
+    return _Tokens(*constrain(padded, ROWS), order, chunks)
 
 
 def _take(tokens: _Tokens, i, chunk: int):
-    rows = (tokens.hidden_ND, tokens.targets_N, tokens.mask_N)
-    return (jax.lax.dynamic_slice_in_dim(row, i * chunk, chunk) for row in rows)
+    rows = (tokens.hidden_PND, tokens.targets_PN, tokens.mask_PN)
+    return (jax.lax.dynamic_slice_in_dim(row, i * chunk, chunk, axis=1) for row in rows)
 
 
-def _put_back(sorted_N, order_N):
-    return sorted_N[: order_N.size][jnp.argsort(order_N)]
+def _put_back(sorted_PN, order_PN):
+    return _pick(sorted_PN[:, : order_PN.shape[1]], jnp.argsort(order_PN, axis=1))
+
+
+_pick = jax.vmap(lambda tokens, order: tokens[order])
+
+
+def _parts(rows_BT) -> int:
+    """How many parts of the batch are on different devices."""
+    parts = batch_shards(current_sizes())
+    return parts if rows_BT.shape[0] % parts == 0 else 1

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Int
 
 from imm_jax.models.decoder import unembedding
+from imm_jax.sharding import constrain_params
 from imm_jax.training.batching import Batch
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.lora import attach, low_rank
@@ -81,12 +82,13 @@ def make_train_step(
         state: TrainState, batch: Batch, frozen: PyTree = None
     ) -> tuple[TrainState, Metrics]:
         def accumulate(index, total):
-            grads, sums = jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, index)
-            return jax.tree.map(jnp.add, total, (grads, sums))
+            new = jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, index)
+            return jax.tree.map(jnp.add, total, constrain_params(new))
 
         # A loop to a traced count: a short last batch, or a well-packed one, costs no more than it
         # holds, and none compiles anew.
         zeros = jax.tree.map(jnp.zeros_like, (state.params, LossSums(*jnp.zeros(3))))
+        zeros = constrain_params(zeros)
         grads, sums = jax.lax.fori_loop(0, batch.micro_batches, accumulate, zeros)
         grads = jax.tree.map(lambda g: g / sums.tokens, grads)
 
@@ -107,6 +109,7 @@ def make_train_step(
             "learning_rate": learning_rate(config, **counts),
             "skipped": 1.0 - good,
         }
-        return TrainState(state.step + 1, state.total_steps, *new), metrics
+        done = TrainState(state.step + 1, state.total_steps, *new)
+        return constrain_params(done), metrics
 
     return train_step

@@ -335,6 +335,8 @@ def test_hub_pins_the_commit(hub_cache, monkeypatch):
     assert found.record == {"source": "org/name", "revision": COMMIT}
     assert (asked["name"], asked["revision"]) == ("org/name", COMMIT)
     assert asked["allow_patterns"] == list(HUB_FILES)
+    assert resolve("org/name", revision="v2", weights=False) == found
+    assert asked["allow_patterns"] == ["config.json", "generation_config.json"]
 
 
 def test_hub_files_hold_no_code_or_pickles():

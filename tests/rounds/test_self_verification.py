@@ -15,7 +15,7 @@ from imm_jax.rounds.rules import Aids
 from imm_jax.rounds.select import select
 from imm_jax.rounds.self_verification import self_verify, utilities
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.sampling.engine import decode_weights
+from imm_jax.sampling.decode import decode_weights
 from imm_jax.select_config import SelectConfig
 from imm_jax.tasks.types import Example, Task
 from tests.answering import ANSWER, params_of

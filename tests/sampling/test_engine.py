@@ -7,7 +7,7 @@ import pytest
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.config import SamplingConfig
-from imm_jax.sampling.decode import decode_chunk, prefill
+from imm_jax.sampling.decode import decode_chunk, decode_weights, prefill
 from imm_jax.sampling.engine import generate
 
 PROMPTS = [
@@ -142,8 +142,6 @@ def test_compilations_are_bounded_by_the_buckets(tiny):
 
 
 def test_weights_may_be_unstacked_and_of_another_type(tiny):
-    from imm_jax.sampling.engine import decode_weights
-
     model, params, tokenizer = tiny
     config = SamplingConfig(temperature=0.0, max_new_tokens=8)
     ready = decode_weights(params, model.dtype)

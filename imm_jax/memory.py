@@ -1,0 +1,258 @@
+"""What a run needs in each device's memory, by arithmetic, before anything is allocated.
+
+Letters: N parameters, L layers, D embed, F feed-forward, H query and K key-value heads of E, V
+vocabulary; b rows of T tokens, n = b T; c bytes of a computed number (2 for bfloat16). On a mesh t
+is the size of the tensor axis; what it splits is divided by it. Factors that count how many arrays
+of a kind exist at a time were read off compiled programs (XLA's ``memory_analysis``).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from imm_jax.models.config import ModelConfig
+from imm_jax.models.layout import param_shapes
+from imm_jax.sampling.batch import PREFILL_ROWS, cache_slots
+from imm_jax.sampling.config import SamplingConfig
+from imm_jax.sharding import Sizes, batch_shards, parse_mesh, partition
+from imm_jax.training.config import TrainingConfig
+from imm_jax.training.lora import init_adapters
+from imm_jax.training.optimizer import make_optimizer
+from imm_jax.tree import path_str
+
+FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is planned.
+
+    Attributes:
+      model: the architecture.
+      sizes: of the mesh's axes, by default one device.
+      weights: bytes of a weight as it is held, merged and saved.
+      sampling: of training samples.
+      evaluation: of answers to test questions.
+      training: the fine-tune.
+      prompt: tokens of the longest prompt.
+      on_cpu: computes in float32 when sampling, in smaller chunks.
+    """
+
+    model: ModelConfig
+    sizes: Sizes = dataclasses.field(default_factory=lambda: parse_mesh("data=1"))
+    weights: int = FLOAT32
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: SamplingConfig = SamplingConfig(temperature=0.0)
+    training: TrainingConfig = TrainingConfig()
+    prompt: int = 512
+    on_cpu: bool = False
+
+    @property
+    def tensor(self) -> int:
+        """The size t of the tensor axis."""
+        return self.sizes["tensor"]
+
+    def heads(self, count: int) -> int:
+        """Heads on a device, all of them where t does not divide their number."""
+        return count if count % self.tensor else count // self.tensor
+
+    @property
+    def computed(self) -> int:
+        """Bytes c of a number computed in training."""
+        return FLOAT32 if self.on_cpu else jnp.dtype(self.training.compute_dtype).itemsize
+
+    @property
+    def sampled(self) -> int:
+        """Bytes c of a number computed in sampling."""
+        return FLOAT32 if self.on_cpu else 2
+
+
+def param_bytes(work: Workload, itemsize: int, sizes: Sizes | None = None) -> int:
+    """Of one model: the sum over its arrays of ``size / parts * itemsize``, split by the table."""
+    sizes = sizes or work.sizes
+    shapes = param_shapes(work.model).items()
+    return sum(_part(path, shape, sizes) for path, shape in shapes) * itemsize
+
+
+def trained_shapes(work: Workload) -> dict[str, tuple[int, ...]]:
+    """Of what is trained: all parameters, or LoRA's adapters."""
+    shapes = param_shapes(work.model)
+    if work.training.lora is None:
+        return shapes
+    arrays = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    make = lambda: init_adapters(arrays, work.training.lora, jax.random.key(0))
+    adapters = jax.tree_util.tree_leaves_with_path(jax.eval_shape(make))
+    return {path_str(path): leaf.shape for path, leaf in adapters}
+
+
+def trained_bytes(work: Workload) -> int:
+    """The float32 copies that the optimizer changes: ``4 N``, or 4 times what adapters hold."""
+    shapes = trained_shapes(work).items()
+    return FLOAT32 * sum(_part(path, shape, work.sizes) for path, shape in shapes)
+
+
+def optimizer_bytes(work: Workload) -> int:
+    """What the optimizer keeps, split as the parameters; AdamW: two float32 moments, ``8 N``.
+
+    The optimizer is asked for the shapes of its state, so the figure is right for any.
+    """
+    params = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for path, shape in trained_shapes(work).items()
+    }
+    state = jax.eval_shape(make_optimizer(work.training).init, params)
+    return sum(
+        _part(path_str(path), leaf.shape, work.sizes) * leaf.dtype.itemsize
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    )
+
+
+def gradient_bytes(work: Workload) -> int:
+    """Float32, of a micro batch and their sum: twice what is trained, ``8 N``."""
+    return 2 * trained_bytes(work)
+
+
+def activation_bytes(work: Workload) -> int:
+    """Of a micro batch of packed rows, n = micro_batch_size * T on each part of the batch::
+
+        with remat     L n D c + n c (8 D + 4 H E / t + 6 F / t) + 4 * 4 b H / t T^2
+        without        L (n c (6 D + 4 H E / t + 4 F / t) + 3 * 4 b H / t T^2)
+
+    With remat the inputs of all blocks are kept, and one block at a time is computed again and
+    differentiated; the last term is its attention scores, in float32.
+    """
+    c, config = work.model, work.training
+    rows, length = config.micro_batch_size, _up(max(1, config.max_length - 1), config.bucket)
+    tokens, size, t = rows * length, work.computed, work.tensor
+    queries = work.heads(c.num_attention_heads)
+    scores = FLOAT32 * rows * queries * length**2
+    width, heads, inner = c.hidden_size, queries * c.head_dim, c.intermediate_size / t
+    if config.remat:
+        block = tokens * size * (8 * width + 4 * heads + 6 * inner) + 4 * scores
+        return round(c.num_hidden_layers * tokens * width * size + block)
+    block = tokens * size * (6 * width + 4 * heads + 4 * inner) + 3 * scores
+    return round(c.num_hidden_layers * block)
+
+
+def loss_bytes(work: Workload) -> int:
+    """Logits of a chunk of response tokens and their gradient, and copies of the head::
+
+        (4 + c) chunk V / t + 4 m V D / t
+
+    m counts float32 arrays of the head's size beside the gradients: 1 where the head is tied to the
+    embedding (each has a gradient), 1 where the batch is split (a gradient before the sum over
+    parts), 4 more where fsdp gathers embedding and head and sums up their gradients.
+    """
+    c, config = work.model, work.training
+    tokens = config.micro_batch_size * _up(max(1, config.max_length - 1), config.bucket)
+    chunk = min(config.loss_chunk or (128 if work.on_cpu else 2048), tokens)
+    copies = c.tie_word_embeddings + (batch_shards(work.sizes) > 1) + 4 * (work.sizes["fsdp"] > 1)
+    head = c.vocab_size * c.hidden_size
+    return (
+        (FLOAT32 + work.computed) * chunk * c.vocab_size + FLOAT32 * copies * head
+    ) // work.tensor
+
+
+def gathered_bytes(work: Workload) -> int:
+    """With fsdp, one layer's weights whole, the next one's too, and its gradient before it is split
+    again: ``(2 c + 4) N_layer / t``; 0 without.
+    """
+    if work.sizes["fsdp"] == 1:
+        return 0
+    sizes = {**work.sizes, "fsdp": 1}
+    layers = {p: s for p, s in param_shapes(work.model).items() if p.startswith("layers/")}
+    layer = sum(_part(path, shape, sizes) for path, shape in layers.items())
+    return (2 * work.computed + FLOAT32) * layer // work.model.num_hidden_layers
+
+
+def decode_weight_bytes(work: Workload) -> int:
+    """Weights as decoding takes them, whole on every part of the batch: ``N c / t``."""
+    return param_bytes(work, work.sampled, {**work.sizes, "data": 1, "fsdp": 1})
+
+
+def cache_bytes(work: Workload, config: SamplingConfig) -> int:
+    """Keys and values of the rows side by side: ``2 L b K / t S E c``, half as much again while the
+    cache is grown to its last size.
+
+    S is the prompt, the answer and a chunk, rounded up to 64 times a power of two.
+    """
+    chunk = config.chunk or (8 if work.on_cpu else 32)
+    slots = cache_slots(work.prompt + config.max_new_tokens + chunk)
+    return 3 * _kv_bytes(work, config.batch_size * slots) // 2
+
+
+def decode_bytes(work: Workload, config: SamplingConfig) -> int:
+    """Temporaries of sampling, the larger of a prefill's and a decode step's::
+
+    prefill    2 L n K / t E c + 2 n F / t c + 2 * 4 b H / t T^2      n = b T, b = 16 prompts
+    decode     2 * 4 b V, or 3 with top_k, top_p or min_p
+    """
+    c, rows = work.model, min(PREFILL_ROWS, config.batch_size)
+    tokens = rows * work.prompt
+    scores = FLOAT32 * tokens * work.prompt * work.heads(c.num_attention_heads)
+    inner = 2 * tokens * c.intermediate_size * work.sampled // work.tensor
+    filters = bool(config.top_k or config.min_p or config.top_p < 1)
+    decode = (2 + filters) * FLOAT32 * config.batch_size * c.vocab_size
+    return max(_kv_bytes(work, tokens) + inner + 2 * scores, decode)
+
+
+def merge_bytes(work: Workload) -> int:
+    """Temporaries of a merge: no more than the largest array in float32."""
+    shapes = param_shapes(work.model).items()
+    return FLOAT32 * max(_part(path, shape, work.sizes) for path, shape in shapes)
+
+
+def plan(work: Workload) -> dict[str, dict[str, int]]:
+    """Bytes on each device by phase of a round and by what they hold.
+
+    Models are counted as a round holds them: the original and the one it began with, and from the
+    merge on the tuned and the merged one too.
+    """
+    model = param_bytes(work, work.weights)
+
+    def sampling(config: SamplingConfig) -> dict[str, int]:
+        return {
+            "weights for decoding": decode_weight_bytes(work),
+            "KV cache": cache_bytes(work, config),
+            "sampling temporaries": decode_bytes(work, config),
+        }
+
+    training = {
+        "trained parameters": trained_bytes(work),
+        "optimizer state": optimizer_bytes(work),
+        "gradients": gradient_bytes(work),
+        "activations": activation_bytes(work),
+        "loss": loss_bytes(work),
+        "gathered layers": gathered_bytes(work),
+    }
+    return {
+        "sample": {"models": 2 * model, **sampling(work.sampling)},
+        "train": {"models": 2 * model, **training},
+        "merge": {"models": 4 * model, "merge temporaries": merge_bytes(work)},
+        "evaluate": {"models": 4 * model, **sampling(work.evaluation)},
+    }
+
+
+def peak(table: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
+    """The phase that needs most, and how many bytes."""
+    totals = {phase: sum(parts.values()) for phase, parts in table.items()}
+    return max(totals.items(), key=lambda item: item[1])
+
+
+def _kv_bytes(work: Workload, tokens: int) -> int:
+    c = work.model
+    heads = work.heads(c.num_key_value_heads)
+    return 2 * c.num_hidden_layers * tokens * heads * c.head_dim * work.sampled
+
+
+def _part(path: str, shape: tuple[int, ...], sizes: Sizes) -> int:
+    """A device's elements of an array."""
+    spec = [axis for axis in partition(path, shape, sizes) if axis is not None]
+    return math.prod(shape) // math.prod(sizes[axis] for axis in spec)
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit

@@ -1,0 +1,86 @@
+"""The ``plan`` command: what a run needs in each device's memory, and whether it fits."""
+
+import argparse
+import math
+
+from imm_jax.errors import InputError
+
+GB = 1e9
+PREALLOCATED = 0.75  # the share of a GPU that jax takes unless told otherwise
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    from imm_jax import memory
+    from imm_jax.sharding import parse_mesh
+
+    work = _workload(args)
+    sizes = work.sizes
+    table = memory.plan(work)
+    phase, most = memory.peak(table)
+    count = math.prod(sizes.values())
+    axes = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+    model = work.model
+    shapes_alone = memory.param_bytes(work, 1, parse_mesh("data=1"))
+    print(
+        f"{model.model_type}: {shapes_alone:,} parameters in {model.num_hidden_layers} layers, on "
+        + (f"{count} devices ({axes})" if count > 1 else "1 device")
+    )
+    print(f"prompts of up to {work.prompt} tokens; GB on each device\n")
+    _print_table(table)
+    print(f"\npeak: {most / GB:.2f} GB ({phase}){_verdict(most, args.memory, work.on_cpu)}")
+
+
+def _workload(args: argparse.Namespace):
+    import jax.numpy as jnp
+
+    from imm_jax.config import DataConfig, RunConfig, load_config
+    from imm_jax.memory import Workload
+    from imm_jax.models.load import read_config
+    from imm_jax.models.sources import resolve
+    from imm_jax.sharding import parse_mesh
+
+    if args.config is not None:
+        config = load_config(args.config, args.overrides)
+    elif args.model is not None:
+        config = RunConfig(model=args.model, data=DataConfig(in_domain=""))
+    else:
+        raise InputError("plan: no model, expected --model SOURCE or a run's YAML file")
+    source = args.model or config.model
+    own_revision = None if args.model else config.revision
+    architecture = read_config(resolve(source, revision=own_revision, weights=False))
+    return Workload(
+        model=architecture,
+        sizes=parse_mesh(args.mesh or config.mesh or "data=1"),
+        weights=jnp.dtype(config.dtype).itemsize,
+        sampling=config.sampling,
+        evaluation=config.evaluation,
+        training=config.training,
+        prompt=args.prompt_tokens or config.training.max_length,
+        on_cpu=args.cpu,
+    )
+
+
+def _print_table(table: dict[str, dict[str, int]]) -> None:
+    names = dict.fromkeys(name for parts in table.values() for name in parts)
+    rows = {name: [parts.get(name) for parts in table.values()] for name in names}
+    rows["total"] = [sum(parts.values()) for parts in table.values()]
+    width = max(len(name) for name in rows)
+    print(" " * width + "".join(f"{phase:>10}" for phase in table))
+    for name, row in rows.items():
+        cells = ("" if count is None else f"{count / GB:.2f}" for count in row)
+        print(f"{name:<{width}}{''.join(f'{cell:>10}' for cell in cells)}".rstrip())
+
+
+def _verdict(most: int, room: float | None, on_cpu: bool) -> str:
+    if room is None:
+        return ""
+    stated = f"{room / GB:.4g} GB"
+    if most > room:
+        return f": does not fit in {stated}"
+    if most > PREALLOCATED * room and not on_cpu:
+        share = math.ceil(100 * most / room) / 100
+        return (
+            f": fits in {stated}, on a GPU with XLA_PYTHON_CLIENT_MEM_FRACTION={share:.2f} or more"
+        )
+    return f": fits in {stated}"

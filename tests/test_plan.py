@@ -1,0 +1,253 @@
+"""Arithmetic of memory against the bytes of arrays and of compiled programs."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from imm_jax import memory
+from imm_jax.cli import main
+from imm_jax.memory import Workload
+from imm_jax.models.config import ModelConfig
+from imm_jax.sampling.config import SamplingConfig
+from imm_jax.sharding import parse_mesh
+from imm_jax.training.config import LoraConfig, TrainingConfig
+from tests.devices import ask
+
+FACTOR = 1.5  # how far a formula may be from what XLA says, either way
+
+SMALL = {
+    "model_type": "llama", "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384,
+    "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 16,
+}  # fmt: skip
+LONG = {"micro_batch_size": 4, "max_length": 257, "bucket": 32, "loss_chunk": 128}
+SHORT = LONG | {"max_length": 129}
+# name: mesh, changes to the model, the fine-tune
+STEPS = {
+    "remat": ("data=1", {}, LONG),
+    "no remat": ("data=1", {}, LONG | {"remat": False}),
+    "tied, large vocabulary": (
+        "data=1", {"vocab_size": 32768, "tie_word_embeddings": True}, SHORT,
+    ),
+    "fsdp": ("fsdp=8", {"vocab_size": 32768}, SHORT),
+    "data": ("data=8", {"vocab_size": 32768}, SHORT | {"loss_chunk": 512}),
+    "fsdp and tensor": ("fsdp=2,tensor=4", {}, LONG),
+}  # fmt: skip
+SAMPLING = SamplingConfig(max_new_tokens=100, batch_size=64, chunk=8)
+PROMPT = 256
+
+MEASURE = """
+from imm_jax.merging import drop_and_rescale, merge_params
+from imm_jax.sampling import decode
+from imm_jax.sampling.batch import cache_slots
+from imm_jax.training.batching import Batch
+from imm_jax.training.config import TrainingConfig
+from imm_jax.training.optimizer import make_optimizer
+from imm_jax.training.step import init_state, make_train_step
+
+small, steps, prompt = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+shape = jax.ShapeDtypeStruct
+
+def shapes(config):
+    return jax.eval_shape(lambda: draw(config))
+
+def part_bytes(tree):
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+               for x in jax.tree.leaves(tree))
+
+for name, (text, changes, training) in steps.items():
+    config, training = ModelConfig(**small | changes), TrainingConfig(**training)
+    model, optimizer = Decoder(config, remat=training.remat), make_optimizer(training)
+    mesh = sharding.make_mesh(text) if text != "data=1" else None
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, 10), shapes(config))
+    parts = sharding.batch_shards(mesh.shape) if mesh else 1
+    rows = (2, training.micro_batch_size * parts, training.max_length - 1)
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    where = sharding.param_shardings(mesh, state) if mesh else jax.tree.map(lambda _: whole, state)
+    state = jax.tree.map(lambda x, s: shape(x.shape, x.dtype, sharding=s), state, where)
+    by_rows = sharding.batch_sharding(mesh, 1) if mesh else whole
+    ids, mask = (shape(rows, dtype, sharding=by_rows) for dtype in (jnp.int32, jnp.float32))
+    batch = Batch(ids, ids, mask, ids, ids, shape((), jnp.int32))
+    with sharding.on(mesh):
+        compiled = make_train_step(model, optimizer, training).lower(state, batch).compile()
+    answers[name] = {
+        "params": part_bytes(state.params), "optimizer": part_bytes(state.opt_state),
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes}
+
+model = Decoder(ModelConfig(**small | {"vocab_size": 32768}))
+weights = jax.eval_shape(lambda p: decode.unstack_layers(p), shapes(model.config))
+layers = jax.eval_shape(lambda: decode.empty(model, 64, cache_slots(prompt + 108)))
+i = shape((64,), jnp.int32)
+rows = decode.Rows(i, i, i, shape((64,), bool), shape((64, 2), jnp.uint32))
+chunk = decode.decode_chunk.lower(model, weights, None, layers, rows, 100, 0.7, steps=8, eos=(0,))
+prefill = decode.prefill.lower(model, weights, None, shape((16, prompt), jnp.int32)).compile()
+prefill = prefill.memory_analysis()
+p = shapes(model.config)
+merge = jax.jit(lambda one, two, key: merge_params(
+    one, two, weight=0.5, transform=drop_and_rescale(0.2), key=key))
+merged = merge.lower(p, p, jax.random.key(0)).compile()
+nbytes = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+answers["sampling"] = {
+    "weights": nbytes(weights), "cache": nbytes(layers),
+    "decode": chunk.compile().memory_analysis().temp_size_in_bytes,
+    "prefill": prefill.temp_size_in_bytes + prefill.output_size_in_bytes,
+    "merge": merged.memory_analysis().temp_size_in_bytes}
+"""
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return ask(MEASURE, json.dumps(SMALL), json.dumps(STEPS), PROMPT)
+
+
+def workload(mesh: str, changes: dict, training: dict, **more) -> Workload:
+    return Workload(
+        model=ModelConfig(**SMALL | changes),
+        sizes=parse_mesh(mesh),
+        training=TrainingConfig(**training),
+        on_cpu=True,
+        **more,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
+def test_training_needs_what_the_compiled_step_needs(measured, name):
+    work, found = workload(*STEPS[name]), measured[name]
+    assert memory.param_bytes(work, 4) == found["params"]
+    assert memory.optimizer_bytes(work) == found["optimizer"]
+    expected = memory.gradient_bytes(work) + memory.activation_bytes(work)
+    expected += memory.loss_bytes(work) + memory.gathered_bytes(work)
+    assert found["temporaries"] / FACTOR < expected < found["temporaries"] * FACTOR
+
+
+@pytest.mark.slow
+def test_sampling_needs_what_its_programs_need(measured):
+    found = measured["sampling"]
+    large = workload("data=1", {"vocab_size": 32768}, LONG, sampling=SAMPLING, prompt=PROMPT)
+    assert memory.decode_weight_bytes(large) == found["weights"]
+    assert memory.cache_bytes(large, SAMPLING) == found["cache"] * 3 / 2  # while it grows
+    # A vocabulary of no size leaves the prefill, a prompt of no length the decode step.
+    prefill = dataclasses.replace(large, model=dataclasses.replace(large.model, vocab_size=1))
+    expected = memory.decode_bytes(prefill, SAMPLING)
+    assert found["prefill"] / FACTOR < expected < found["prefill"] * FACTOR
+    decode = memory.decode_bytes(dataclasses.replace(large, prompt=0), SAMPLING)
+    assert found["decode"] / FACTOR < decode < found["decode"] * FACTOR
+
+
+@pytest.mark.slow
+def test_a_merge_needs_no_more_than_an_array(measured):
+    work = workload("data=1", {"vocab_size": 32768}, LONG)
+    assert measured["sampling"]["merge"] <= memory.merge_bytes(work) == 4 * 32768 * 128
+
+
+def test_lora_and_other_optimizers_need_less():
+    full = workload("data=1", {}, LONG)
+    lora = workload("data=1", {}, LONG | {"lora": LoraConfig(rank=4, targets=("layers/mlp",))})
+    adapters = 4 * 3 * 4 * (128 + 384)  # layers, kernels, rank, in + out
+    assert memory.trained_bytes(lora) == 4 * adapters
+    assert memory.gradient_bytes(lora) == 8 * adapters
+    assert memory.optimizer_bytes(lora) == 8 * adapters + 4  # and a count
+    assert memory.optimizer_bytes(full) == 8 * memory.param_bytes(full, 1) + 4
+    half = workload("data=1", {}, LONG | {"mu_dtype": "bfloat16"})
+    assert memory.optimizer_bytes(half) == 6 * memory.param_bytes(full, 1) + 4
+
+
+# Qwen2.5-0.5B as published: 494,032,768 parameters, tied.
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 151936,
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True, "hidden_act": "silu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with a model that is a config.json alone, and a run of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(QWEN))
+    run = {
+        "model": "model", "data": {"in_domain": "builtin:one_step"}, "mesh": "fsdp=2",
+        "dtype": "bfloat16", "training": {"micro_batch_size": 2},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    return tmp_path
+
+
+@pytest.fixture
+def table(place, capsys):
+    """``table(*argv)``: the printed figures by row and column, and the whole text."""
+
+    def call(*argv):
+        assert main(["plan", *argv]) == 0
+        text = capsys.readouterr().out
+        lines = text.splitlines()
+        assert lines[3].split() == ["sample", "train", "merge", "evaluate"]
+        start = len(lines[3]) - 40
+        figures = {
+            line[:start].strip(): [
+                line[at : at + 10].strip() for at in range(start, start + 40, 10)
+            ]
+            for line in lines[4:-2]
+        }
+        return figures, text
+
+    return call
+
+
+def test_only_a_config_is_needed(table):
+    figures, text = table("--model", "model")
+    assert "qwen2: 494,032,768 parameters in 24 layers, on 1 device" in text
+    assert figures["models"] == ["3.95", "3.95", "7.90", "7.90"]  # two, then four, of 1.98
+    assert figures["weights for decoding"] == ["0.99", "", "", "0.99"]
+    assert figures["optimizer state"] == ["", "3.95", "", ""]
+    assert figures["gradients"] == ["", "3.95", "", ""]
+    # 2 * 24 layers * 64 rows * 1024 slots * 2 heads * 64 * 2 bytes, half as much again
+    assert figures["KV cache"] == ["1.21", "", "", "1.21"]
+    for column in range(4):
+        cells = [float(row[column] or 0) for name, row in figures.items() if name != "total"]
+        assert float(figures["total"][column]) == pytest.approx(sum(cells), abs=0.04)
+
+
+def test_a_runs_settings_and_mesh_count(table):
+    figures, text = table("run.yaml")
+    assert "on 2 devices (fsdp=2)" in text
+    assert figures["models"] == ["0.99", "0.99", "1.98", "1.98"]  # of half a GB on each
+    assert figures["weights for decoding"][0] == "0.99"  # whole on each
+    more, text = table("run.yaml", "training.micro_batch_size=4", "--mesh", "fsdp=4,data=2")
+    assert "on 8 devices (data=2,fsdp=4)" in text
+    assert more["optimizer state"][1] == "0.99"
+    double = 2 * float(figures["activations"][1])
+    assert float(more["activations"][1]) == pytest.approx(double, abs=0.01)
+
+
+def test_whether_it_fits_is_said(table):
+    _, text = table("--model", "model", "--memory", "80GB")
+    assert text.endswith("(train): fits in 80 GB\n")
+    _, text = table("--model", "model", "--memory", "16GiB")
+    assert text.endswith("(train): does not fit in 17.18 GB\n")
+    _, text = table("--model", "model", "--memory", "20GB")
+    assert "peak: 18.34 GB" in text and "MEM_FRACTION=0.92 or more" in text  # jax takes 0.75
+    _, text = table("--model", "model", "--memory", "20GB", "--cpu")
+    assert "FRACTION" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ((), "plan: no model, expected --model SOURCE or a run's YAML file"),
+        (("--model", "nowhere"), "nowhere: no such folder or file"),
+        (("--model", "model", "--mesh", "fsdp"), "mesh: 'fsdp', expected AXIS=SIZE"),
+        (("--model", "model", "--memory", "80"), "'80', expected a size such as 80GB or 16GiB"),
+        (("--model", "model", "--memory", "0GB"), "expected a size such as 80GB"),
+        (("run.yaml", "rounds"), "'rounds': expected an override KEY=VALUE"),
+    ],
+)
+def test_wrong_input_is_one_line(place, capsys, argv, says):
+    assert main(["plan", *argv]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and says in lines[0]
