@@ -62,6 +62,18 @@ def centred(scope="tensor"):
     return merging.Transform(apply, merging.Totals(values, means), scope, reach="element")
 
 
+@merging.transform
+def by_small_share():
+    """Multiplies the deltas by the share of them that is below 0.5, as what fills a block is."""
+
+    def apply(vectors, tensor, shares):
+        return vectors.with_deltas(d.hi * s for d, s in zip(vectors.deltas, shares))
+
+    small = lambda vectors, tensor: [jnp.abs(d.hi) < 0.5 for d in vectors.deltas]
+    shares = lambda counts, size: [c / size for c in counts]
+    return merging.Transform(apply, merging.Totals(small, shares), reach="element")
+
+
 def energy_formula(delta):
     return delta / np.sqrt(np.mean(delta**2))
 
@@ -120,13 +132,14 @@ def assert_is(merged, formulas, weights=(0.5, 2.0)):
     ("transform", "formula"),
     [
         (equal_energy(), energy_formula),
+        (by_small_share(), lambda delta: delta * np.mean(np.abs(delta) < 0.5)),
         (only_the_top(7), lambda delta: top_formula(delta, 7)),
         (by_rank(), rank_formula),
         (merging.chain(centred(), by_rank()), lambda d: rank_formula(d - d.mean())),
         (merging.chain(only_the_top(7), equal_energy()),
          lambda d: energy_formula(top_formula(d, 7))),
     ],
-    ids=["totals", "largest", "ranks", "totals then ranks", "largest then totals"],
+    ids=["totals", "counts", "largest", "ranks", "totals then ranks", "largest then totals"],
 )  # fmt: skip
 def test_a_tensor_at_a_time(transform, formula):
     for merged in both_ways(transform):

@@ -15,6 +15,7 @@ import pytest
 from imm_jax import merging
 from imm_jax.errors import InputError
 from imm_jax.merging import METHODS, outofcore, streaming
+from imm_jax.merging.selective import _share_of
 from imm_jax.merging.streaming import Part, measure_model, merge_part
 from tests.merging import merge_oracles as oracle
 
@@ -205,6 +206,13 @@ def test_rows_lie_along_the_axis_that_is_asked_for(name, axis, row):
     key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)  # of the transform, of the model
     kept = np.asarray(jax.random.bits(key, (70, 40), "uint32")) < chance * 2**32
     np.testing.assert_allclose(ours, kept * tuned[name] / chance, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.29, 0.57])
+def test_a_share_of_a_count_is_the_same_number_traced_or_not(share):
+    counts = np.arange(1, 3000)
+    traced = _share_of(jnp.asarray(counts, jnp.uint32), share)
+    np.testing.assert_array_equal([_share_of(int(n), share) for n in counts], traced)
 
 
 def test_what_is_missing_is_said():

@@ -1,11 +1,16 @@
 """Model folders on disk, seen with the safetensors package and ``json``; recipes for them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
+import imm_jax
+
+# For processes that work elsewhere: the same package as here.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(imm_jax.__file__).parents[1])}
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Q = "model.layers.{}.self_attn.q_proj.weight"
 BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")

@@ -19,6 +19,7 @@ from imm_jax.models.huggingface.saving import save_model
 from tests.recipes.model_folders import (
     BESIDE,
     EMBED,
+    ENVIRONMENT,
     HEAD,
     LINEAR,
     assert_same,
@@ -271,6 +272,6 @@ assert not [name for name in sys.modules if name.split(".")[0] == "torch" and sy
 def test_without_torch(recipe, other_words, tmp_path):
     path = recipe(WORDS.replace("WORDS", str(other_words)) + "tokenizer_source: union")
     command = [sys.executable, "-c", WITHOUT_TORCH, str(path), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/model.safetensors").is_file()
