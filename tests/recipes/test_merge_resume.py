@@ -126,14 +126,19 @@ def test_a_signal_keeps_what_is_finished(number, code, recipe, tmp_path, monkeyp
                 os.kill(os.getpid(), signal.SIGINT if number == "twice" else number)
 
     monkeypatch.setattr(os, "rename", rename)
-    assert main(argv) == code
+    # Processes that are started in the background may ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(argv) == code
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     *_, stopping, last = capfd.readouterr().err.splitlines()
     assert stopping == "stopping at the next step; once more to stop at once"
     ends = {True: "interrupted", False: "out: stopped; the same command goes on from here"}
     assert last.endswith(ends[number == "twice"])
     finished = shards(tmp_path / ".out.part")
     assert len(finished) == 4 and not (tmp_path / "out").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_is_finished_is_kept_after_a_signal(recipe, tmp_path):

@@ -116,7 +116,8 @@ def no_tensors(folder: Path) -> None:
 
 def damaged(folder: Path) -> None:
     data = max((folder / "checkpoint").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
-    data.write_bytes(data.read_bytes()[:-1] + b"!")
+    *rest, last = data.read_bytes()
+    data.write_bytes(bytes([*rest, last ^ 1]))
 
 
 def of_others(folder: Path) -> None:
