@@ -1,12 +1,16 @@
 """Fixtures that every room's tests share: tiny configurations, weights and a tokenizer."""
 
 import dataclasses
+import shutil
+import time
 
 import numpy as np
 import pytest
 
+from imm_jax.cli import main
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
+from tests.answering import snapshot
 
 CORPUS = (
     "Natalia sold 48 clips in April and then half as many in May. How many clips did she sell?",
@@ -17,6 +21,7 @@ CORPUS = (
     "Each box holds 6 eggs. Five boxes hold 5 * 6 = 30 eggs, and 30 - 4 = 26 eggs are left.",
     "Sam reads 9 pages on Monday and 13 pages on Tuesday; in total 22 pages. The answer is 22.",
 )
+SECONDS, SECONDS_WITH_WORK = 10.0, 60.0  # until a mistake is reported
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")  # ids 0 and 1
 VOCAB_SIZE = 320
 
@@ -113,3 +118,35 @@ def tiny_tokenizer():
         pad_token=SPECIAL_TOKENS[1],
         model_max_length=256,
     )
+
+
+@pytest.fixture
+def place(whole, tmp_path, monkeypatch):
+    """A copy of the module's ``whole``, a folder in which everything is right, to work in."""
+    folder = tmp_path / "place"
+    shutil.copytree(whole, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set, so that the command leaves it alone")
+    return folder
+
+
+@pytest.fixture
+def refused(place, capsys):
+    """``refused(argv)`` gives the message, once all that holds of every mistake is checked."""
+
+    def check(argv, unchanged: bool = True, silent: bool = True) -> str:
+        before, start = snapshot(place), time.monotonic()
+        code = main(list(argv))
+        seconds = time.monotonic() - start
+        printed = capsys.readouterr()
+        lines = printed.err.splitlines()
+        assert code == 2, printed.err
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:], printed.err
+        assert "Traceback" not in printed.err and not (silent and printed.out)
+        assert len(lines[-1]) < 500 and "_" * 9 not in lines[-1]
+        assert seconds < (SECONDS if unchanged else SECONDS_WITH_WORK)
+        if unchanged:
+            assert snapshot(place) == before
+        return lines[-1].removeprefix("error: ")
+
+    return check

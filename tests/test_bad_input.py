@@ -18,9 +18,8 @@ import yaml
 from imm_jax.cli import main
 from imm_jax.config import load_config, save_config
 from tests.answering import run_settings, save_answering, save_gguf, snapshot
+from tests.conftest import SECONDS
 from tests.wrong_inputs import CASES, CONVERT, EVALUATE, GENERATE, MERGE, MODELS, RUN, Q, write
-
-SECONDS, SECONDS_WITH_WORK = 10.0, 60.0
 
 
 @pytest.fixture(scope="module")
@@ -35,38 +34,6 @@ def whole(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     text = yaml.safe_dump(settings).replace(f"{folder}/", "")
     (folder / "run.yaml").write_text(text)
     return folder
-
-
-@pytest.fixture
-def place(whole, tmp_path, monkeypatch):
-    """A copy of that folder, which is the working folder."""
-    folder = tmp_path / "place"
-    shutil.copytree(whole, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set, so that the command leaves it alone")
-    return folder
-
-
-@pytest.fixture
-def refused(place, capsys):
-    """``refused(argv)`` gives the message, once all that holds of every mistake is checked."""
-
-    def check(argv, unchanged: bool = True, silent: bool = True) -> str:
-        before, start = snapshot(place), time.monotonic()
-        code = main(list(argv))
-        seconds = time.monotonic() - start
-        printed = capsys.readouterr()
-        lines = printed.err.splitlines()
-        assert code == 2, printed.err
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:], printed.err
-        assert "Traceback" not in printed.err and not (silent and printed.out)
-        assert len(lines[-1]) < 500 and "_" * 9 not in lines[-1]
-        assert seconds < (SECONDS if unchanged else SECONDS_WITH_WORK)
-        if unchanged:
-            assert snapshot(place) == before
-        return lines[-1].removeprefix("error: ")
-
-    return check
 
 
 @pytest.fixture

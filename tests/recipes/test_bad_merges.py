@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import shutil
-import time
 
 import jax
 import numpy as np
@@ -18,8 +17,6 @@ from imm_jax.cli import main
 from tests.answering import snapshot
 from tests.recipes.model_folders import LINEAR
 from tests.recipes.wrong_merges import CASES, MERGE
-
-SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -33,37 +30,6 @@ def whole(models, tmp_path_factory):
     checkpoints.save(folder / "another", {"params": narrow})
     (folder / "recipe.yaml").write_text(LINEAR)
     return folder
-
-
-@pytest.fixture
-def place(whole, tmp_path, monkeypatch):
-    """A copy of that folder, which is the working folder."""
-    folder = tmp_path / "place"
-    shutil.copytree(whole, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set, so that the command leaves it alone")
-    return folder
-
-
-@pytest.fixture
-def refused(place, capsys):
-    """``refused(argv)`` gives the message, once all that holds of every mistake is checked."""
-
-    def check(argv) -> str:
-        before, start = snapshot(place), time.monotonic()
-        code = main(list(argv))
-        seconds = time.monotonic() - start
-        printed = capsys.readouterr()
-        lines = printed.err.splitlines()
-        assert code == 2, printed.err
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:], printed.err
-        assert "Traceback" not in printed.err and not printed.out
-        assert len(lines[-1]) < 500
-        assert seconds < SECONDS
-        assert snapshot(place) == before
-        return lines[-1].removeprefix("error: ")
-
-    return check
 
 
 @pytest.fixture
