@@ -15,6 +15,7 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
 from tests.models import gguf_files
 
+SECONDS, SECONDS_WITH_WORK = 10.0, 60.0  # until a mistake is reported
 ANSWER = " The answer is 7."
 # 32 wide after the norm: one axis at sqrt(32), so this logit of the next token over all others.
 LOGIT = 11.0

@@ -10,7 +10,7 @@ import pytest
 from imm_jax.cli import main
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
-from tests.answering import snapshot
+from tests.answering import SECONDS, SECONDS_WITH_WORK, snapshot
 
 CORPUS = (
     "Natalia sold 48 clips in April and then half as many in May. How many clips did she sell?",
@@ -21,7 +21,6 @@ CORPUS = (
     "Each box holds 6 eggs. Five boxes hold 5 * 6 = 30 eggs, and 30 - 4 = 26 eggs are left.",
     "Sam reads 9 pages on Monday and 13 pages on Tuesday; in total 22 pages. The answer is 22.",
 )
-SECONDS, SECONDS_WITH_WORK = 10.0, 60.0  # until a mistake is reported
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")  # ids 0 and 1
 VOCAB_SIZE = 320
 

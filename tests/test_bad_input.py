@@ -17,8 +17,7 @@ import yaml
 
 from imm_jax.cli import main
 from imm_jax.config import load_config, save_config
-from tests.answering import run_settings, save_answering, save_gguf, snapshot
-from tests.conftest import SECONDS
+from tests.answering import SECONDS, run_settings, save_answering, save_gguf, snapshot
 from tests.wrong_inputs import CASES, CONVERT, EVALUATE, GENERATE, MERGE, MODELS, RUN, Q, write
 
 
