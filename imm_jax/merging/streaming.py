@@ -213,7 +213,7 @@ def _map_blocks(
         for index, item in enumerate(transforms[:stop]):
             if isinstance(item.measure, Ranks):
                 program = _program(leaf, transforms, index, once)
-                values = program(inputs, key, place, local[:index], np.int64(block.size))
+                values = program(inputs, key, place, local[:index], np.int32(block.size))
                 axis = item.measure.axis(_tensor_of(part)) if len(block.shape) > 1 else -1
                 local[index] = [row_ranks(np.asarray(x), axis) for x in values]
         program = _program(leaf, transforms, stop, once)
