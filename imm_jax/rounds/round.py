@@ -10,7 +10,7 @@ from imm_jax.analysis.change import relative_distance
 from imm_jax.analysis.diversity import distinct_n
 from imm_jax.config import ArmConfig
 from imm_jax.evaluation import Answer
-from imm_jax.merging import drop_and_rescale, merge_params
+from imm_jax.merging import LayerWeights, drop_and_rescale, merge_params
 from imm_jax.rounds.select import from_rows, to_rows
 from imm_jax.rounds.stages import Later, Stages
 
@@ -97,4 +97,7 @@ def merge(
     """``anchor + alpha * drop_and_rescale_p(tuned - anchor)``."""
     anchor = base if arm.merge_with == "base" else current()
     drop = drop_and_rescale(arm.drop_rate) if arm.drop_rate else None
-    return merge_params(anchor, tuned, weight=arm.weight, transform=drop, key=key)
+    weight = arm.weight
+    if isinstance(weight, tuple):
+        weight = LayerWeights(list(weight), default=arm.outside)
+    return merge_params(anchor, tuned, weight=weight, transform=drop, key=key)

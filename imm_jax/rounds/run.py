@@ -1,5 +1,6 @@
 """A whole run: seeds, rounds and arms, from a configuration to a folder of results."""
 
+import dataclasses
 import json
 import logging
 import time
@@ -124,25 +125,16 @@ def load_bench(
     config: RunConfig, tasks: tuple[Task, ...], should_stop: Callable[[], bool]
 ) -> tuple[Bench, PyTree, dict]:
     """The model and all that goes with it, its parameters, and the record of where it came from."""
-    resolved = resolve(config.model, revision=config.revision)
-    architecture, tokenizer = read_config(resolved), load_tokenizer(resolved)
-    check_tokenizer(tokenizer, architecture)
+    bench, base, source = open_model(config.model, config.revision, config, tasks, should_stop)
     if config.training.lora is not None:
-        target_kernels(param_shapes(architecture), config.training.lora)
-    # XLA:CPU has no bfloat16 arithmetic; it would convert the weights at every use.
-    compute = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    model = Decoder(config=architecture, dtype=compute)
-    bench = Bench(config, model, tokenizer, tasks, should_stop)
+        target_kernels(param_shapes(bench.model.config), config.training.lora)
+    record = {"model": source}
+    if config.teacher is not None:
+        *teacher, record["teacher"] = open_model(config.teacher, None, config, tasks, should_stop)
+        bench = dataclasses.replace(bench, teacher=tuple(teacher))
     check_prompts(bench)
-    # On a named device, as restored weights are: else the same programs are compiled twice.
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     mesh = make_mesh(config.mesh)
-    if mesh is not None:
-        where = param_shardings(mesh, param_shapes(architecture)).get
-    dtype = jnp.dtype(config.dtype)
-    _, params = load_model(config.model, dtype=dtype, sharding=where, revision=config.revision)
-    record = {
-        "model": resolved.record,
+    record |= {
         "tasks": {task.name: task.source for task in tasks},
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -150,7 +142,35 @@ def load_bench(
         "processes": hosts.count(),
         "dtype": config.dtype,
     }
-    return bench, params, record
+    return bench, base(), record
+
+
+def open_model(
+    source: str,
+    revision: str | None,
+    config: RunConfig,
+    tasks: tuple[Task, ...],
+    should_stop: Callable[[], bool],
+) -> tuple[Bench, Later[PyTree], dict]:
+    """A model and its tokenizer, its parameters read when first asked for, and where it is from."""
+    resolved = resolve(source, revision=revision)
+    architecture, tokenizer = read_config(resolved), load_tokenizer(resolved)
+    check_tokenizer(tokenizer, architecture)
+    # XLA:CPU has no bfloat16 arithmetic; it would convert the weights at every use.
+    compute = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    model = Decoder(config=architecture, dtype=compute)
+
+    def read() -> PyTree:
+        # On a named device, as restored weights are: else the same programs are compiled twice.
+        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        mesh = make_mesh(config.mesh)
+        if mesh is not None:
+            where = param_shardings(mesh, param_shapes(architecture)).get
+        dtype = jnp.dtype(config.dtype)
+        return load_model(source, dtype=dtype, sharding=where, revision=revision)[1]
+
+    bench = Bench(config, model, tokenizer, tasks, should_stop)
+    return bench, Later(read), resolved.record
 
 
 def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:

@@ -36,6 +36,7 @@ class Bench:
       tokenizer: its Hugging Face tokenizer.
       tasks: the in-domain task, then the others.
       should_stop: asked between small steps of work.
+      teacher: the model that draws the training samples in a distillation, and its parameters.
     """
 
     config: RunConfig
@@ -43,6 +44,7 @@ class Bench:
     tokenizer: Any
     tasks: tuple[Task, ...]
     should_stop: Callable[[], bool]
+    teacher: tuple["Bench", Later[PyTree]] | None = None
 
 
 def make_tools(bench: Bench, seed: int, label: str) -> Tools:
@@ -50,7 +52,11 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
 
     def sample(current: Later[PyTree], t: int, stages: Stages) -> list[Answer]:
         key = jax.random.fold_in(jax.random.key(seed), t)
-        return sample_blocks(bench, current, key, stages, label)
+        asked, params = bench.teacher or (bench, current)
+        samples = sample_blocks(asked, params, key, stages, label)
+        if bench.teacher is not None:
+            params.forget()  # its weights are not needed for the rest of the round
+        return samples
 
     def select_samples(
         current: Later[PyTree], answers: Sequence[Answer], t: int, stages: Stages
@@ -114,19 +120,19 @@ def check_prompts(bench: Bench) -> None:
     """
     config, data = bench.config, bench.config.data
     practised = bench.tasks[0]
-    plans = [(practised, practised.train, data.sample_style, data.shots, config.sampling)]
+    sampled, _ = bench.teacher or (bench, None)
+    plans = [(sampled, practised, practised.train, data.sample_style, config.sampling)]
     plans += [
-        (task, task.test, data.evaluate_style, data.shots, config.evaluation)
-        for task in bench.tasks
+        (bench, task, task.test, data.evaluate_style, config.evaluation) for task in bench.tasks
     ]
-    for task, questions, style, shots, sampling in plans:
-        prompts = make_prompts(task, questions, style, shots, bench.tokenizer)
-        encoded = bench.tokenizer(
+    for asked, task, questions, style, sampling in plans:
+        prompts = make_prompts(task, questions, style, data.shots, asked.tokenizer)
+        encoded = asked.tokenizer(
             [prompt.whole for prompt in prompts],
             add_special_tokens=all(prompt.add_special_tokens for prompt in prompts),
         )
         try:
-            check_lengths(bench.model, encoded["input_ids"], sampling.max_new_tokens)
+            check_lengths(asked.model, encoded["input_ids"], sampling.max_new_tokens)
         except InputError as error:
             raise InputError(f"task {task.name}: {error}") from error
     make_prompts(practised, practised.train, _train_style(config), 0, bench.tokenizer)
