@@ -1,6 +1,7 @@
 """The options of the ``imm-jax`` command."""
 
 import argparse
+import math
 import re
 import textwrap
 from collections.abc import Callable
@@ -75,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
                      "several processes; auto: TPU pods, SLURM and Open MPI know")  # fmt: skip
     sub.add_argument("--processes", type=_whole(1), metavar="N", help="how many there are")
     sub.add_argument("--process", type=_whole(0), metavar="I", help="this one's number, from 0")
+    sub.add_argument("--profile", nargs="?", const="", metavar="DIR", help="trace a few chunks, "
+                     "updates and a merge, once each (default: OUTPUT/profile)")  # fmt: skip
+    sub.add_argument("--peak-flops", type=_positive, metavar="FLOPS", help="of one device each "
+                     "second, for MFU (default: bfloat16 peaks of known devices)")  # fmt: skip
 
     sub = add(
         "generate",
@@ -186,6 +191,17 @@ def _whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _positive(text: str) -> float:
+    """Reads a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
+    return number
 
 
 def _size(text: str) -> float:

@@ -64,8 +64,11 @@ def _run(args: argparse.Namespace) -> None:
     output = Path(args.output or Path("runs") / (f"{name}-smoke" if args.smoke else name))
     mesh = [f"mesh={args.mesh}"] if args.mesh else []
     config = load_config(args.config, [*args.overrides, *mesh], smoke=args.smoke)
+    profile = output / "profile" if args.profile == "" else args.profile
     with Stop() as should_stop:
-        rows = run(config, output, should_stop=should_stop)
+        rows = run(
+            config, output, should_stop=should_stop, profile=profile, peak_flops=args.peak_flops
+        )
     if not is_primary():
         return
     plot(rows, output / "plot.png", f"{name}: {config.model.rsplit('/', 1)[-1]}")

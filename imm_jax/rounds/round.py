@@ -65,28 +65,30 @@ def improve(
       M_t and the round's figures.
     """
     start = Later(lambda: base) if arm.start_from == "base" else current
-    samples = tools.sample(current, t, drawn)
-    selected = from_rows(
-        drawn.rows("selected", lambda: to_rows(tools.select(current, samples, t, drawn)))
-    )
-    tuned = drawn.params("tuned", base, lambda: tools.fit(start(), selected, t, drawn))
+    with drawn.measure("sample"):
+        samples = tools.sample(current, t, drawn)
+    with drawn.measure("select"):
+        selected = from_rows(
+            drawn.rows("selected", lambda: to_rows(tools.select(current, samples, t, drawn)))
+        )
+    tuned = drawn.params("tuned", base, lambda: tools.fit(start(), selected, t, drawn), "fit")
+    key = jax.random.fold_in(key, t)
     merged = own.params(
-        "model",
-        base,
-        lambda: merge(arm, base, current, tuned(), jax.random.fold_in(key, t)),
+        "model", base, lambda: own.traced(merge, arm, base, current, tuned(), key), "merge"
     )
-    scores = own.values(
-        "scores",
-        lambda: {
-            **tools.evaluate(merged(), own),
-            "samples": len(samples),
-            "correct": sum(sample.correct for sample in samples),
-            "kept": len(selected),
-            **tools.describe(samples, selected),
-            "distinct_2": distinct_n([sample.text for sample in samples]),
-            "distance": relative_distance(base, merged()),
-        },
-    )
+    with own.measure("evaluate"):
+        scores = own.values(
+            "scores",
+            lambda: {
+                **tools.evaluate(merged(), own),
+                "samples": len(samples),
+                "correct": sum(sample.correct for sample in samples),
+                "kept": len(selected),
+                **tools.describe(samples, selected),
+                "distinct_2": distinct_n([sample.text for sample in samples]),
+                "distance": relative_distance(base, merged()),
+            },
+        )
     tuned.forget()
     return merged, scores
 

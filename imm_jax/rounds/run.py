@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from imm_jax import hosts
 from imm_jax.config import RunConfig, load_config
+from imm_jax.devices import peak_flops as known_peak_flops
 from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
 from imm_jax.models.decoder import Decoder
@@ -22,7 +23,9 @@ from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
+from imm_jax.rounds.costs import Meter, stage_figures
 from imm_jax.rounds.output import RECORD, claim, write_metrics
+from imm_jax.rounds.profile import Profile
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.select import check_rule
 from imm_jax.rounds.stages import Later, Stages
@@ -41,6 +44,8 @@ def run(
     output: str | Path | None = None,
     *,
     should_stop: Callable[[], bool] = lambda: False,
+    profile: str | Path | None = None,
+    peak_flops: float | None = None,
 ) -> list[dict]:
     """Runs Iterative Model Merging, or goes on with a run that was cut off.
 
@@ -52,12 +57,16 @@ def run(
       output: the folder for everything the run makes; ``runs/<name of the YAML file>`` by default.
       should_stop: asked between small steps; on True the work so far is kept and the run ends with
         ``Interrupted``.
+      profile: a folder for traces of a few moments of the first round; see ``rounds.profile``.
+      peak_flops: FLOP/s of one device, for MFU; what ``imm_jax.devices`` knows by default.
 
     Returns:
       A row for each seed, round and arm, as in ``metrics.jsonl``; round 0 is the original model.
+      ``stages`` alone is not the same every time: what each stage cost, as ``rounds.costs`` has it.
+      Arms that share the first round's samples and fine-tune name the same cost.
 
     Raises:
-      InputError: a setting, the model, a task or the folder cannot be used, or a round keeps no
+      InputError: a setting, the model, a task or a folder cannot be used, or a round keeps no
         sample.
       Interrupted: ``should_stop`` said so.
     """
@@ -68,10 +77,12 @@ def run(
         raise InputError("output: missing, expected a folder")
     output = Path(output)
     check_settings(config)
+    traces = Profile(profile) if profile is not None and hosts.is_primary() else None
     with ExitStack() as stack:
         hosts.from_primary(lambda: stack.enter_context(claim(output, config)))
         tasks = load_tasks(config)
-        bench, base, record = load_bench(config, tasks, should_stop)
+        meter = Meter(_peak_flops(config, peak_flops), traces)
+        bench, base, record = load_bench(config, tasks, should_stop, meter)
         if hosts.is_primary():
             atomic_write(output / RECORD, json.dumps(record, indent=1) + "\n")
         rows = []
@@ -80,6 +91,13 @@ def run(
             if hosts.is_primary():
                 write_metrics(output, rows)
         return rows
+
+
+def _peak_flops(config: RunConfig, of_one: float | None) -> float | None:
+    """FLOP/s of all devices of a run, None where not known."""
+    mesh = make_mesh(config.mesh)
+    of_one = known_peak_flops() if of_one is None else of_one
+    return of_one and of_one * (mesh.size if mesh else 1)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -122,17 +140,18 @@ def load_tasks(config: RunConfig) -> tuple[Task, ...]:
 
 
 def load_bench(
-    config: RunConfig, tasks: tuple[Task, ...], should_stop: Callable[[], bool]
+    config: RunConfig, tasks: tuple[Task, ...], should_stop: Callable[[], bool], meter: Meter
 ) -> tuple[Bench, PyTree, dict]:
     """The model and all that goes with it, its parameters, and the record of where it came from."""
-    bench, base, source = open_model(config.model, config.revision, config, tasks, should_stop)
+    settings = config, tasks, should_stop, meter
+    bench, base, source = open_model(config.model, config.revision, *settings)
     if config.training.lora is not None:
         target_kernels(param_shapes(bench.model.config), config.training.lora)
     record = {"model": source}
     if config.teacher is not None:
-        *teacher, record["teacher"] = open_model(config.teacher, None, config, tasks, should_stop)
+        *teacher, record["teacher"] = open_model(config.teacher, None, *settings)
         bench = dataclasses.replace(bench, teacher=tuple(teacher))
-    check_prompts(bench)
+    bench = dataclasses.replace(bench, prompts=check_prompts(bench))
     mesh = make_mesh(config.mesh)
     record |= {
         "tasks": {task.name: task.source for task in tasks},
@@ -151,6 +170,7 @@ def open_model(
     config: RunConfig,
     tasks: tuple[Task, ...],
     should_stop: Callable[[], bool],
+    meter: Meter,
 ) -> tuple[Bench, Later[PyTree], dict]:
     """A model and its tokenizer, its parameters read when first asked for, and where it is from."""
     resolved = resolve(source, revision=revision)
@@ -169,7 +189,7 @@ def open_model(
         dtype = jnp.dtype(config.dtype)
         return load_model(source, dtype=dtype, sharding=where, revision=revision)[1]
 
-    bench = Bench(config, model, tokenizer, tasks, should_stop)
+    bench = Bench(config, model, tokenizer, tasks, should_stop, meter)
     return bench, Later(read), resolved.record
 
 
@@ -177,10 +197,12 @@ def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:
     """Yields the figures of each seed, round and arm, and writes the final model."""
     config = bench.config
     started = time.monotonic()
-    original = Stages(output / "base")
-    zero = original.values(
-        "scores", lambda: {**evaluate_tasks(bench, base, original, "original"), "distance": 0.0}
-    )
+    original = Stages(output / "base", bench.meter)
+    with original.measure("evaluate"):
+        zero = original.values(
+            "scores", lambda: {**evaluate_tasks(bench, base, original, "original"), "distance": 0.0}
+        )
+    zero["stages"] = stage_figures(original.folder, stages=("evaluate",))
     for seed in config.seeds:
         yield {"seed": seed, "round": 0, "arm": "base", **zero}
         yield from run_seed(bench, base, output, seed)
@@ -194,16 +216,17 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
     for t in range(1, config.rounds + 1):
         place = output / f"seed-{seed}" / f"round-{t}"
         for name, arm in config.arms.items():
-            own = Stages(place / name)
+            own = Stages(place / name, bench.meter)
             # Before the first merge all arms are the same model.
-            drawn = Stages(place / "shared") if t == 1 else own
+            drawn = Stages(place / "shared", bench.meter) if t == 1 else own
             tools = make_tools(bench, seed, f"round {t} / {name}")
             key = jax.random.key(seed)
             before = current[name]
             current[name], scores = improve(t, arm, base, before, tools, key, drawn, own)
             before.forget()
             current[name].forget()
-            yield {"seed": seed, "round": t, "arm": name, **scores}
+            costs = stage_figures(drawn.folder, own.folder)
+            yield {"seed": seed, "round": t, "arm": name, **scores, "stages": costs}
         tidy(config, output / f"seed-{seed}", t)
     final = list(config.arms)[-1]
     folder = output / "model"

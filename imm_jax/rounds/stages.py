@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,6 +14,7 @@ from jaxtyping import PyTree
 from imm_jax import checkpoints, hosts
 from imm_jax.errors import InputError
 from imm_jax.files import atomic_write, read_jsonl, write_jsonl
+from imm_jax.rounds.costs import Meter
 
 T = TypeVar("T")
 
@@ -42,9 +44,24 @@ class Stages:
     Every method takes the name of a result and how to make it. A result that is there is read; one
     that is missing or damaged is made from the results before it, and written whole or not at all.
     Of several processes the primary reads and writes files; what is missing all make together.
+
+    Attributes:
+      folder: holds the results.
+      meter: keeps what they cost beside them.
     """
 
     folder: Path
+    meter: Meter = dataclasses.field(default_factory=Meter)
+
+    def measure(self, stage: str) -> AbstractContextManager[None]:
+        """Inside, results of this stage are made."""
+        return self.meter.measure(self.folder, stage)
+
+    def traced(self, work: Callable[..., T], *args) -> T:
+        """``work(*args)``; its function's name is the stage of the trace, if one is wanted."""
+        if self.meter.profile is None:
+            return work(*args)
+        return self.meter.profile.whole(work.__name__, lambda: work(*args))
 
     def rows(self, name: str, make: Callable[[], list[dict]]) -> list[dict]:
         """Rows of JSON, in ``name.jsonl``."""
@@ -54,6 +71,7 @@ class Stages:
             rows = make()
             if hosts.is_primary():
                 write_jsonl(path, rows)
+            self.meter.keep()
         return rows
 
     def values(self, name: str, make: Callable[[], dict]) -> dict:
@@ -64,20 +82,28 @@ class Stages:
             values = make()
             if hosts.is_primary():
                 atomic_write(path, json.dumps(values, indent=1) + "\n")
+            self.meter.keep()
         return values
 
-    def params(self, name: str, like: PyTree, make: Callable[[], PyTree]) -> Later[PyTree]:
-        """Parameters like ``like``, in the checkpoint ``name``; read when first asked for."""
-        return Later(lambda: self._params(self.folder / name, like, make))
+    def params(
+        self, name: str, like: PyTree, make: Callable[[], PyTree], stage: str
+    ) -> Later[PyTree]:
+        """Parameters like ``like``, in the checkpoint ``name``; read when first asked for.
 
-    def _params(self, folder: Path, like: PyTree, make: Callable[[], PyTree]) -> PyTree:
+        Making and writing them are this stage.
+        """
+        return Later(lambda: self._params(self.folder / name, like, make, stage))
+
+    def _params(self, folder: Path, like: PyTree, make: Callable[[], PyTree], stage: str) -> PyTree:
         if hosts.from_primary(folder.exists):
             try:
                 return checkpoints.restore(folder, like)
             except checkpoints.DamagedCheckpoint as error:
                 logger.warning(f"{error}; it is made again from what came before")
-        params = make()
-        checkpoints.save(folder, params)
+        with self.measure(stage):
+            params = make()
+            checkpoints.save(folder, params)
+            self.meter.keep()
         return params
 
     def drop(self, *names: str) -> None:

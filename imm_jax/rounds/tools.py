@@ -13,6 +13,8 @@ from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
 from imm_jax.models.decoder import Decoder
+from imm_jax.rounds.costs import Meter
+from imm_jax.rounds.flops import PromptTokens, fit_flops, prompt_tokens, sampling_flops
 from imm_jax.rounds.judge import make_judge
 from imm_jax.rounds.round import Tools
 from imm_jax.rounds.select import RULES, from_rows, select, to_rows
@@ -36,6 +38,8 @@ class Bench:
       tokenizer: its Hugging Face tokenizer.
       tasks: the in-domain task, then the others.
       should_stop: asked between small steps of work.
+      meter: of what the stages cost.
+      prompts: lengths of the prompts, by ``(task's name, "train" or "test")``.
       teacher: the model that draws the training samples in a distillation, and its parameters.
     """
 
@@ -44,6 +48,8 @@ class Bench:
     tokenizer: Any
     tasks: tuple[Task, ...]
     should_stop: Callable[[], bool]
+    meter: Meter
+    prompts: dict[tuple[str, str], PromptTokens] = dataclasses.field(default_factory=dict)
     teacher: tuple["Bench", Later[PyTree]] | None = None
 
 
@@ -53,6 +59,7 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
     def sample(current: Later[PyTree], t: int, stages: Stages) -> list[Answer]:
         key = jax.random.fold_in(jax.random.key(seed), t)
         asked, params = bench.teacher or (bench, current)
+        asked = dataclasses.replace(asked, prompts=bench.prompts)
         samples = sample_blocks(asked, params, key, stages, label)
         if bench.teacher is not None:
             params.forget()  # its weights are not needed for the rest of the round
@@ -86,17 +93,25 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
         return {"verification": generation_verification_gap(samples, passed)._asdict()}
 
     def fit_selected(params: PyTree, selected: Sequence[Answer], t: int, stages: Stages) -> PyTree:
+        sequences, states = training_sequences(bench, selected), stages.folder / "fit"
+        # Of one that goes on from a state this process does a part, so it has no speed.
+        whole = hosts.from_primary(lambda: not any(states.glob("step_*")))
         tuned, stats = fit(
             bench.model,
             params,
-            training_sequences(bench, selected),
+            sequences,
             bench.config.training,
             seed=seed * 1000 + t,
-            checkpoints=stages.folder / "fit",
+            checkpoints=states,
             label=f"{label}: fit",
-            should_stop=hosts.agreed(bench.should_stop, bench.config.training.save_every_steps),
+            should_stop=bench.meter.watching(
+                hosts.agreed(bench.should_stop, bench.config.training.save_every_steps)
+            ),
         )
         stages.values("training", lambda: stats)
+        if whole:
+            flops = fit_flops(bench.model.config, sequences, bench.config.training, stats["tokens"])
+            bench.meter.count(stats["input_tokens"], flops)
         return tuned
 
     def evaluate(params: PyTree, stages: Stages) -> dict:
@@ -111,8 +126,11 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
     )
 
 
-def check_prompts(bench: Bench) -> None:
+def check_prompts(bench: Bench) -> dict[tuple[str, str], PromptTokens]:
     """Writes and measures every prompt of the run, before any weight is read.
+
+    Returns:
+      Their lengths, as in :class:`Bench`.
 
     Raises:
       InputError: a style needs worked examples or a chat template that are not there, or a prompt
@@ -121,11 +139,11 @@ def check_prompts(bench: Bench) -> None:
     config, data = bench.config, bench.config.data
     practised = bench.tasks[0]
     sampled, _ = bench.teacher or (bench, None)
-    plans = [(sampled, practised, practised.train, data.sample_style, config.sampling)]
-    plans += [
-        (bench, task, task.test, data.evaluate_style, config.evaluation) for task in bench.tasks
-    ]
-    for asked, task, questions, style, sampling in plans:
+    plans = [(sampled, practised, "train", data.sample_style, config.sampling)]
+    plans += [(bench, task, "test", data.evaluate_style, config.evaluation) for task in bench.tasks]
+    lengths = {}
+    for asked, task, split, style, sampling in plans:
+        questions = getattr(task, split)
         prompts = make_prompts(task, questions, style, data.shots, asked.tokenizer)
         encoded = asked.tokenizer(
             [prompt.whole for prompt in prompts],
@@ -135,7 +153,10 @@ def check_prompts(bench: Bench) -> None:
             check_lengths(asked.model, encoded["input_ids"], sampling.max_new_tokens)
         except InputError as error:
             raise InputError(f"task {task.name}: {error}") from error
+        ids = [question.id for question in questions]
+        lengths[task.name, split] = prompt_tokens(ids, encoded["input_ids"])
     make_prompts(practised, practised.train, _train_style(config), 0, bench.tokenizer)
+    return lengths
 
 
 def _train_style(config: RunConfig) -> str:
@@ -159,6 +180,7 @@ def sample_blocks(
                 weights(),
                 task,
                 task.train[start : start + config.block],
+                "train",
                 style=config.data.sample_style,
                 sampling=config.sampling,
                 samples=config.samples,
@@ -170,16 +192,24 @@ def sample_blocks(
 
 
 def ask_together(
-    bench: Bench, weights: PyTree, task: Task, questions: Sequence[Example], **settings: Any
+    bench: Bench,
+    weights: PyTree,
+    task: Task,
+    questions: Sequence[Example],
+    split: str,
+    **settings: Any,
 ) -> list[dict]:
     """Rows of graded answers in the order of the questions; each process asks a share of them.
 
     ``settings`` go to :func:`imm_jax.evaluation.ask`.
     """
-    data = bench.config.data
-    settings |= {"shots": data.shots, "rule": data.answer_rule, "should_stop": bench.should_stop}
+    data, should_stop = bench.config.data, bench.meter.watching(bench.should_stop)
+    settings |= {"shots": data.shots, "rule": data.answer_rule, "should_stop": should_stop}
     ask_own = lambda own: ask(bench.model, weights, bench.tokenizer, task, own, **settings)
-    return hosts.share(questions, lambda own: to_rows(ask_own(own)))
+    rows = hosts.share(questions, lambda own: to_rows(ask_own(own)))
+    flops = sampling_flops(bench.model.config, bench.prompts[task.name, split], rows)
+    bench.meter.count(sum(row["tokens"] for row in rows), flops)
+    return rows
 
 
 def training_sequences(bench: Bench, selected: Sequence[Answer]) -> list[TokenSequence]:
@@ -231,6 +261,7 @@ def evaluate_tasks(bench: Bench, params: PyTree, stages: Stages, label: str) -> 
                 weights(),
                 task,
                 task.test,
+                "test",
                 style=config.data.evaluate_style,
                 sampling=config.evaluation,
                 samples=1,

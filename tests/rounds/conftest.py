@@ -13,6 +13,7 @@ from imm_jax.models.huggingface.saving import save_model
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.fit import fit
+from tests.rounds.samples import results_of
 
 
 def question(a: int, b: int) -> str:
@@ -25,16 +26,18 @@ def rows(pairs) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def result_files():
-    """``result_files(folder)``: the bytes of every result file but those that hold times."""
+    """``result_files(folder)``: the bytes of every result file, times left out."""
 
     def read(folder: Path) -> dict[str, bytes]:
-        return {
+        files = {
             str(path.relative_to(folder)): path.read_bytes()
             for path in sorted(folder.rglob("*"))
             if path.suffix in (".jsonl", ".json", ".safetensors")
-            and path.name not in ("training.json", "manifest.json")
+            and path.name not in ("training.json", "manifest.json", "costs.json")
             and "data-" not in str(path.relative_to(folder))
         }
+        rows = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+        return files | {"metrics.jsonl": json.dumps(results_of(rows)).encode()}
 
     return read
 
