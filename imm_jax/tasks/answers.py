@@ -191,6 +191,19 @@ def _last_letter(text: str, choices: Sequence[str] | None) -> str | None:
     return found[-1] if found else None
 
 
+def _first_alike(read: Callable) -> Callable:
+    """Options may repeat: the letter of the first with the same text stands for all of them."""
+
+    def first(text: str, choices: Sequence[str] | None) -> str | None:
+        letter = read(text, choices)
+        if letter is None or not choices:
+            return letter
+        letters = option_letters(len(choices))
+        return letters[choices.index(choices[letters.index(letter)])]
+
+    return first
+
+
 def _text(tail: str, _choices) -> str | None:
     return canonical_text(_line(tail)) or None
 
@@ -240,7 +253,7 @@ def option_letters(count: int) -> str:
 # For each type: how to read what follows "The answer is", and the last resort of the rule "any".
 READERS = {
     "number": (_first_number, _last_number),
-    "choice": (_choice, _last_letter),
+    "choice": (_first_alike(_choice), _first_alike(_last_letter)),
     "math": (_math, _last_formula),
     "text": (_text, _last_line(canonical_text)),
     "exact": (_exact, _last_line(canonical_exact)),

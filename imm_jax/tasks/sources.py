@@ -7,6 +7,7 @@
     hub:owner/name,test=validation        any other one; also config=, revision=, train=
     tfds:ai2_arc                          TensorFlow Datasets (the extra ``tfds``)
 
+A suite (``suite:out_of_domain``) is several tasks; see ``suites.expand``.
 ``type=`` says how answers are checked where that is not plain from them, ``name=`` names the task.
 """
 
@@ -20,7 +21,8 @@ from pathlib import Path
 from imm_jax.errors import InputError, nearest
 from imm_jax.tasks import generators
 from imm_jax.tasks.drafts import digest
-from imm_jax.tasks.hub import HUB_SETS, hub_set, read_hub_split, read_tfds_split
+from imm_jax.tasks.hub import hub_set, read_hub_split, read_tfds_split
+from imm_jax.tasks.hub_sets import HUB_SETS, SUITES
 from imm_jax.tasks.jsonl import read_examples
 from imm_jax.tasks.shots import WORKED
 from imm_jax.tasks.types import Example, Task, check_answer_type
@@ -32,6 +34,7 @@ OPTIONS = {
     "jsonl": ("train", "test", "type", "name"),
     "hub": ("train", "test", "type", "name", "config", "revision"),
     "tfds": ("train", "test", "type", "name"),
+    "suite": ("folder",),
 }
 OPTION = re.compile(r"(?:^|,)([a-z_]+)=")
 
@@ -58,6 +61,8 @@ def make_task(
     if scheme == "builtin":
         task = generators.generate(target, seed=seed, train_size=train_size, test_size=test_size)
         return replace(task, name=options.get("name", task.name))
+    if scheme == "suite":
+        raise InputError(f"{spec}: a suite is several tasks, expected one")
     if "type" in options:
         check_answer_type(options["type"], spec)
     source = SOURCES[scheme](target, options)
@@ -108,11 +113,12 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
         else:
             known = {kind: f"builtin:{kind}" for kind in generators.KINDS}
             known |= {name: f"hub:{name}" for name in HUB_SETS}
+            known |= {name: f"suite:{name}" for name in SUITES}
             close = difflib.get_close_matches(spec.rpartition(":")[2], known, n=1)
             hint = f" (did you mean '{known[close[0]]}'?)" if close else ""
             raise InputError(
-                f"unknown task {spec!r}{hint}; expected builtin:NAME, hub:NAME, tfds:NAME or a "
-                ".jsonl file"
+                f"unknown task {spec!r}{hint}; expected builtin:NAME, hub:NAME, tfds:NAME, "
+                "suite:NAME or a .jsonl file"
             )
     marks = list(OPTION.finditer(rest))
     options: dict[str, str] = {}
@@ -174,7 +180,7 @@ def _hub(target: str, options: Mapping[str, str]) -> _Source:
         places={"train": found.train, "test": found.test},
         read=lambda split: read_hub_split(found, split, target, options.get("type")),
         name=target,
-        record=f"hub:{found.path}{config} revision {found.revision or 'main'}",
+        record=found.url or f"hub:{found.path}{config} revision {found.revision or 'main'}",
     )
 
 
