@@ -6,6 +6,8 @@
     hub:gsm8k                             a named data set of the hub (``hub.HUB_SETS``)
     hub:owner/name,test=validation        any other one; also config=, revision=, train=
     tfds:ai2_arc                          TensorFlow Datasets (the extra ``tfds``)
+    reasoning_gym:leg_counting            reasoning-gym (the extra ``reasoning_gym``); its task's
+                                          settings are options: ``,min_animals=2``
 
 A suite (``suite:out_of_domain``) is several tasks; see ``suites.expand``.
 ``type=`` says how answers are checked where that is not plain from them, ``name=`` names the task.
@@ -21,11 +23,13 @@ from pathlib import Path
 from imm_jax.errors import InputError, nearest
 from imm_jax.tasks import generators
 from imm_jax.tasks.drafts import digest
+from imm_jax.tasks.gym import generate_gym
 from imm_jax.tasks.hub import hub_set, read_hub_split, read_tfds_split
 from imm_jax.tasks.hub_sets import HUB_SETS, SUITES
 from imm_jax.tasks.jsonl import read_examples
 from imm_jax.tasks.shots import WORKED
 from imm_jax.tasks.types import Example, Task, check_answer_type
+from imm_jax.yaml_files import parse_yaml
 
 logger = logging.getLogger("imm_jax")
 
@@ -35,6 +39,7 @@ OPTIONS = {
     "hub": ("train", "test", "type", "name", "config", "revision"),
     "tfds": ("train", "test", "type", "name"),
     "suite": ("folder",),
+    "reasoning_gym": None,  # it says itself what it knows
 }
 OPTION = re.compile(r"(?:^|,)([a-z_]+)=")
 
@@ -61,6 +66,11 @@ def make_task(
     if scheme == "builtin":
         task = generators.generate(target, seed=seed, train_size=train_size, test_size=test_size)
         return replace(task, name=options.get("name", task.name))
+    if scheme == "reasoning_gym":
+        name = options.pop("name", target)
+        config = {key: parse_yaml(value, f"{spec}: {key}") for key, value in options.items()}
+        sizes = {"train_size": train_size, "test_size": test_size}
+        return replace(generate_gym(target, config, seed=seed, **sizes), name=name)
     if scheme == "suite":
         raise InputError(f"{spec}: a suite is several tasks, expected one")
     if "type" in options:
@@ -118,14 +128,14 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
             hint = f" (did you mean '{known[close[0]]}'?)" if close else ""
             raise InputError(
                 f"unknown task {spec!r}{hint}; expected builtin:NAME, hub:NAME, tfds:NAME, "
-                "suite:NAME or a .jsonl file"
+                "reasoning_gym:NAME, suite:NAME or a .jsonl file"
             )
     marks = list(OPTION.finditer(rest))
     options: dict[str, str] = {}
     for mark, following in zip(marks, [*marks[1:], None]):
         key = mark[1]
-        if key not in OPTIONS[scheme]:
-            known = OPTIONS[scheme]
+        known = OPTIONS[scheme]
+        if known is not None and key not in known:
             raise InputError(
                 f"task {spec!r}: unknown option {key!r}{nearest(key, known)}; "
                 f"known: {', '.join(known)}"
