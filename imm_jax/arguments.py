@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         several="tasks",
     )
     sub.add_argument("model", help=MODEL_HELP)
-    sub.add_argument("tasks", nargs="+", help="builtin:NAME, hub:NAME, tfds:NAME or a .jsonl file")
+    sub.add_argument("tasks", nargs="+",
+                     help="builtin:NAME, hub:NAME, tfds:NAME, "
+                     "reasoning_gym:NAME, suite:NAME or a .jsonl file")  # fmt: skip
     sub.add_argument(
         "--questions", type=_whole(1), help="test questions of each task (default: all)"
     )

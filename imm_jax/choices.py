@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.evaluation import make_prompts
@@ -21,7 +21,7 @@ from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 from imm_jax.tasks.answers import option_letters
 from imm_jax.tasks.prompts import get_style
 from imm_jax.tasks.types import Example, Task
-from imm_jax.training.loss import token_logprobs
+from imm_jax.training.loss import token_scores
 
 Row = tuple[tuple[int, ...], int]  # token ids of a prompt and a text, and how many are the prompt's
 
@@ -102,7 +102,7 @@ def ask_choices(
             f"task {task.name}: a question with an option has {longest} tokens, expected at most "
             f"the model's context of {room}"
         )
-    sums = _score_rows(model, params, rows, batch_size, label, should_stop)
+    sums, _ = score_rows(model, params, rows, batch_size, label, should_stop)
     answers, at = [], 0
     for question in questions:
         count = len(question.choices)
@@ -162,44 +162,49 @@ def encode(tokenizer: Any, prompt: str, text: str, add_special_tokens: bool = Tr
     return tuple(whole), shared
 
 
-def _score_rows(
+def score_rows(
     model: Decoder,
     params: PyTree,
     rows: Sequence[Row],
-    batch_size: int,
-    label: str,
-    should_stop: Callable[[], bool] | None,
-) -> np.ndarray:
-    """The log-probability of each row's text."""
+    batch_size: int = 16,
+    label: str = "score",
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probability of each row's text, and whether greedy decoding would write it.
+
+    Arguments and errors as in :func:`ask_choices`.
+    """
     weights = decode_weights(params, model.dtype)
     shared = shared_length([tokens[:prompt] for tokens, prompt in rows])
     prefix = make_prefix(model, weights, rows[0][0][:shared])
     rest = [(tokens[shared:], prompt - shared) for tokens, prompt in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(rest[i][0]))  # like lengths together
-    size, sums = min(batch_size, len(rows)), np.zeros(len(rows))
+    size = min(batch_size, len(rows))
+    sums, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
     with Progress(label, len(rows), "option") as progress:
         for start in range(0, len(rows), size):
             if should_stop is not None and should_stop():
                 raise Interrupted(f"{label}: stopped")
             places = order[start : start + size]
             tokens, mask = _pad([rest[i] for i in places], size)
-            logprobs = row_logprobs(model, weights, prefix, tokens, mask)
-            sums[places] = np.asarray(logprobs)[: len(places)]
+            found = row_scores(model, weights, prefix, tokens, mask)
+            sums[places], greedy[places] = (np.asarray(part)[: len(places)] for part in found)
             progress.update(len(places))
-    return sums
+    return sums, greedy
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def row_logprobs(
+def row_scores(
     model: Decoder,
     weights: PyTree,
     prefix: Prefix | None,
     tokens_BT: Int[Array, "B T"],
     mask_BT: Float[Array, "B T"],
-) -> Float[Array, "B"]:
-    """The sum of the log-probabilities, float32, of each row's tokens where the mask is 1.
+) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+    """Over each row's tokens where the mask is 1: the sum of their log-probabilities, float32, and
+    whether each is the likeliest.
 
-    Logits exist for a chunk of the masked tokens at a time (``training.loss.token_logprobs``).
+    Logits exist for a chunk of the masked tokens at a time (``training.loss.token_scores``).
 
     Args:
       model: the decoder.
@@ -211,14 +216,15 @@ def row_logprobs(
     B, T = tokens_BT.shape
     cache = KVCache(init_cache(model, B, T).layers, prefix)
     hidden_BTD, _ = extend(model, weights, cache, tokens_BT, jnp.zeros(B, jnp.int32))
-    logprobs_BT = token_logprobs(
+    scored_BT = jnp.roll(mask_BT, -1, axis=1)
+    logprobs_BT, likeliest_BT = token_scores(
         hidden_BTD,
         unembedding(weights),
         jnp.roll(tokens_BT, -1, axis=1),
-        jnp.roll(mask_BT, -1, axis=1),
+        scored_BT,
         softcap=model.config.final_logit_softcapping,
     )
-    return logprobs_BT.sum(axis=1)
+    return logprobs_BT.sum(axis=1), (likeliest_BT | (scored_BT == 0)).all(axis=1)
 
 
 def _pad(rows: Sequence[Row], size: int) -> tuple[np.ndarray, np.ndarray]:

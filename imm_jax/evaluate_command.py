@@ -30,13 +30,13 @@ def evaluate(args: argparse.Namespace) -> None:
     from imm_jax.evaluation import check_tasks
     from imm_jax.files import atomic_write
     from imm_jax.models.load import load_model
-    from imm_jax.tasks import get_style, make_task
+    from imm_jax.tasks import get_style, make_tasks
 
     scoring = SCORINGS[args.scoring]
     sampling_config(args)
     get_style(args.style)
     check_output(args.output)
-    tasks = [make_task(spec, train_size=0, test_size=args.questions) for spec in args.tasks]
+    tasks = make_tasks(args.tasks, train_size=0, test_size=args.questions)
     check_tasks(tasks)
     models = [(args.model, args.revision)] + ([(args.compare, None)] if args.compare else [])
     opened = [open_model(*model) for model in models]

@@ -1,12 +1,21 @@
 """Options ranked by log-likelihood, against plain log-softmax in float64."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from imm_jax.choices import ChoiceAnswer, ask_choices, choice_prompts, encode, row_logprobs
+from imm_jax.choices import (
+    ChoiceAnswer,
+    ask_choices,
+    choice_prompts,
+    encode,
+    row_scores,
+    score_rows,
+)
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
@@ -87,6 +96,16 @@ def test_log_likelihoods_are_those_of_a_plain_forward_pass(bench, style, shots):
         assert answer.gold == "AB".index(question.answer)
 
 
+def test_scores_are_those_of_lm_eval(tiny_config, random_params):
+    """As ``hf`` of lm-eval 0.4.13 gave them; test_harness.py checks the record."""
+    rows = json.loads((Path(__file__).parent / "golden" / "lm_eval_scores.json").read_text())
+    config = tiny_config("llama", max_position_embeddings=96)
+    asked = [((*row["context"], *row["text"]), len(row["context"])) for row in rows]
+    logprobs, greedy = score_rows(Decoder(config), random_params(config), asked, batch_size=4)
+    np.testing.assert_allclose(logprobs, [row["logprob"] for row in rows], atol=1e-4)
+    assert greedy.tolist() == [row["greedy"] for row in rows]
+
+
 def test_batches_do_not_show(bench):
     one, two = (
         ask_choices(*bench, TASK, TASK.test, style="plain", batch_size=size) for size in (1, 64)
@@ -112,7 +131,7 @@ def test_logits_never_exist_for_the_whole_batch(tiny_config, random_params):
     layers = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params["layers"])]
     weights = params | {"layers": layers * config.num_hidden_layers}
     rows = jax.ShapeDtypeStruct((B, T), np.int32), jax.ShapeDtypeStruct((B, T), np.float32)
-    compiled = row_logprobs.lower(model, weights, None, *rows).compile()
+    compiled = row_scores.lower(model, weights, None, *rows).compile()
     whole = B * T * config.vocab_size * 4
     assert compiled.memory_analysis().temp_size_in_bytes < whole / 3
 

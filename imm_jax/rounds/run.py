@@ -33,6 +33,7 @@ from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tool
 from imm_jax.sharding import make_mesh, param_shardings
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
+from imm_jax.tasks.suites import expand
 from imm_jax.tasks.types import Task
 from imm_jax.training.lora import target_kernels
 
@@ -127,7 +128,7 @@ def load_tasks(config: RunConfig) -> tuple[Task, ...]:
             train_size=data.train_questions if spec is data.in_domain else 0,
             test_size=data.test_questions,
         )
-        for spec in (data.in_domain, *data.out_of_domain)
+        for spec in (data.in_domain, *expand(data.out_of_domain))
     ]
     if not tasks[0].train:
         raise InputError(f"data.in_domain: {data.in_domain} has no training questions")

@@ -21,7 +21,7 @@ def generate(
     model: Decoder,
     params: PyTree,
     tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
     config: SamplingConfig = SamplingConfig(),
     samples: int = 1,
@@ -44,7 +44,7 @@ def generate(
       params: its parameters, stacked (canonical) or with unstacked layers. Weights in another
         floating type are cast once.
       tokenizer: a Hugging Face tokenizer.
-      prompts: prompt texts, special tokens of a chat template included.
+      prompts: prompt texts, special tokens of a chat template included; or the token ids of each.
       config: temperature and limits.
       samples: samples of each prompt.
       stop: strings that end an answer; they are not part of it.
@@ -66,7 +66,9 @@ def generate(
     if not prompts or samples < 1:
         return [[] for _ in prompts]
     eos = tuple(sorted(end_tokens(model, tokenizer) if eos is None else eos))
-    encoded = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
+    encoded = prompts
+    if isinstance(prompts[0], str):
+        encoded = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
     tokens = [tuple(prompt) for prompt in encoded]
     check_lengths(model, tokens, config.max_new_tokens)
     batch = Batch(model, params, tokens, config, eos)

@@ -11,6 +11,7 @@ from imm_jax.tasks.prompts import (
     training_style,
 )
 from imm_jax.tasks.sources import make_task
+from imm_jax.tasks.suites import make_tasks
 from imm_jax.tasks.types import Example, Grade, Task
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "grade_all",
     "is_correct",
     "make_task",
+    "make_tasks",
     "prompt_version",
     "render",
     "response_text",

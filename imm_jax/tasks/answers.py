@@ -40,6 +40,7 @@ PARENTHESISED = re.compile(r"\(([A-Za-z])\)|^\W*(?:(?:option|choice|letter)\s+)?
 BARE_LETTER = re.compile(
     r"^\W*(?:(?:option|choice|letter)\s+)?([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE
 )
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # as reasoning-gym's own prompts ask
 DOLLARS = re.compile(r"\$([^$\n]+)\$")
 
 
@@ -67,8 +68,10 @@ def extract(
             f"extract: unknown rule {rule!r}{nearest(rule, RULES)}; known: {', '.join(RULES)}"
         )
     response = CALCULATOR.sub("", response)
-    read, fallback = READERS[answer_type]
     markers = next(filter(None, (list(marker.finditer(response)) for marker in MARKERS)), [])
+    if answer_type == "reasoning_gym":
+        return _whole(response, markers[-1 if rule == "last" else 0] if markers else None)
+    read, fallback = READERS[answer_type]
     if markers:
         tail = response[markers[-1 if rule == "last" else 0].end() :]
         if answer_type == "number" and rule == "last":
@@ -102,7 +105,7 @@ def grade_all(
       task: a Task, or an answer type.
       pairs: examples with the responses to them, cut at the stop strings.
       rule: which answer counts, one of ``RULES``.
-      verifier: the worker processes for ``math``; by default the shared ones.
+      verifier: the worker processes for ``math`` and ``reasoning_gym``; by default the shared ones.
     """
     answer_type = task if isinstance(task, str) else task.answer_type
     answers = [
@@ -113,13 +116,13 @@ def grade_all(
         answer is not None and matches(answer_type, answer, example.answer)
         for answer, (example, _) in zip(answers, pairs)
     ]
-    if answer_type == "math":
+    if answer_type in ("math", "reasoning_gym"):
         open_cases = [index for index, answer in enumerate(answers) if answer and not right[index]]
         if open_cases:
-            verifier = verifier or verify.shared_verifier()
-            verdicts = verifier.equivalent(
-                [(pairs[index][0].answer, answers[index]) for index in open_cases]
-            )
+            verifier = verifier or verify.shared_verifier(answer_type)
+            gold = [example.answer if answer_type == "math" else example.check
+                    for example, _ in pairs]  # fmt: skip
+            verdicts = verifier.equivalent([(gold[index], answers[index]) for index in open_cases])
             for index, verdict in zip(open_cases, verdicts):
                 right[index] = verdict
     return [Grade(answer=answer, correct=correct) for answer, correct in zip(answers, right)]
@@ -131,6 +134,8 @@ def matches(answer_type: str, answer: str, gold: str) -> bool:
         return answer == canonical_exact(gold)
     if answer_type == "choice":
         return answer == gold
+    if answer_type == "reasoning_gym":
+        return False  # only its scorer knows
     if answer_type == "text":
         gold = canonical_text(gold)
         # "yes, it is still heads up" answers a yes-or-no question.
@@ -191,6 +196,19 @@ def _last_letter(text: str, choices: Sequence[str] | None) -> str | None:
     return found[-1] if found else None
 
 
+def _first_alike(read: Callable) -> Callable:
+    """Options may repeat: the letter of the first with the same text stands for all of them."""
+
+    def first(text: str, choices: Sequence[str] | None) -> str | None:
+        letter = read(text, choices)
+        if letter is None or not choices:
+            return letter
+        letters = option_letters(len(choices))
+        return letters[choices.index(choices[letters.index(letter)])]
+
+    return first
+
+
 def _text(tail: str, _choices) -> str | None:
     return canonical_text(_line(tail)) or None
 
@@ -218,6 +236,13 @@ def _last_formula(text: str, _choices) -> str | None:
     return found[-1].strip() if found else None
 
 
+def _whole(response: str, marker: re.Match | None) -> str | None:
+    """All lines after the marker. Without one the whole: the questions ask for the answer alone."""
+    tagged = TAGGED.findall(response)
+    text = tagged[-1] if tagged else response[marker.end() :] if marker else response
+    return text.strip() or None
+
+
 def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{...}`` with balanced braces."""
     start = text.rfind("\\boxed{")
@@ -240,7 +265,7 @@ def option_letters(count: int) -> str:
 # For each type: how to read what follows "The answer is", and the last resort of the rule "any".
 READERS = {
     "number": (_first_number, _last_number),
-    "choice": (_choice, _last_letter),
+    "choice": (_first_alike(_choice), _first_alike(_last_letter)),
     "math": (_math, _last_formula),
     "text": (_text, _last_line(canonical_text)),
     "exact": (_exact, _last_line(canonical_exact)),

@@ -1,77 +1,22 @@
 """Questions from public data sets: the Hugging Face hub and TensorFlow Datasets."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from imm_jax.errors import InputError, nearest
+from imm_jax.tasks.hub_sets import HUB_SETS, HubSet
 from imm_jax.tasks.rows import examples_from_rows
 from imm_jax.tasks.types import Example
 
 logger = logging.getLogger("imm_jax")
 
 REACH_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubSet:
-    """A data set on the hub, pinned to a revision.
-
-    Attributes:
-      path, config, revision: as ``datasets.load_dataset`` takes them.
-      train, test: its split names; an empty name where there is none with answers.
-    """
-
-    path: str
-    revision: str | None = None
-    config: str | None = None
-    train: str = "train"
-    test: str = "test"
-
-
-HUB_SETS = {
-    "gsm8k": HubSet(
-        path="openai/gsm8k", config="main", revision="cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
-    ),
-    "math": HubSet(
-        path="DigitalLearningGmbH/MATH-lighteval",
-        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
-    ),
-    "math500": HubSet(
-        path="HuggingFaceH4/MATH-500",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        train="",
-    ),
-    # Its test split has no answers.
-    "commonsense_qa": HubSet(
-        path="tau/commonsense_qa",
-        revision="94630fe30dad47192a8546eb75f094926d47e155",
-        test="validation",
-    ),
-    "arc_easy": HubSet(
-        path="allenai/ai2_arc",
-        config="ARC-Easy",
-        revision="210d026faf9955653af8916fad021475a3f00453",
-    ),
-    "arc_challenge": HubSet(
-        path="allenai/ai2_arc",
-        config="ARC-Challenge",
-        revision="210d026faf9955653af8916fad021475a3f00453",
-    ),
-    "openbookqa": HubSet(
-        path="allenai/openbookqa",
-        config="main",
-        revision="388097ea7776314e93a529163e0fea805b8a6454",
-    ),
-    "mmlu": HubSet(
-        path="cais/mmlu",
-        config="all",
-        revision="c30699e8356da336a370243923dbaf21066bb9fe",
-        train="validation",
-    ),
-}
 
 
 def hub_set(name: str, options: Mapping[str, str]) -> HubSet:
@@ -88,7 +33,12 @@ def hub_set(name: str, options: Mapping[str, str]) -> HubSet:
     fields = {
         key: options[key] for key in ("config", "revision", "train", "test") if key in options
     }
-    return HubSet(**{**vars(known), **fields})
+    if known.url and fields:
+        raise InputError(
+            f"hub:{name}: {next(iter(fields))}= is of no use, for the set is one file of test "
+            "questions"
+        )
+    return replace(known, **fields)
 
 
 def read_hub_split(
@@ -100,31 +50,44 @@ def read_hub_split(
       InputError: the data set or split cannot be had, with the cause; or a row cannot be used.
     """
     import datasets
+    import huggingface_hub
 
-    name = source.path + (f" ({source.config})" if source.config else "")
-    with _offline_if_unreachable(datasets) as reachable:
+    name = source.url or source.path + (f" ({source.config})" if source.config else "")
+    read = _read_file if source.url else _read_set
+    host = source.url or huggingface_hub.constants.ENDPOINT
+    site = host.split("/")[2] if source.url else "the hub"
+    with _offline_if_unreachable(datasets, huggingface_hub, host) as reachable:
         try:
-            rows = datasets.load_dataset(
-                source.path, source.config, split=split, revision=source.revision
-            )
+            rows = read(datasets, source, split)
         except Exception as error:  # load_dataset raises a dozen kinds
-            why = "" if reachable else "the hub cannot be reached and it is not in the cache: "
+            why = "" if reachable else f"{site} cannot be reached and it is not in the cache: "
             raise InputError(f"data set {name}, split {split!r}: {why}{_line(error)}") from error
     places = [f"{name}[{split}][{index}]" for index in range(len(rows))]
-    return examples_from_rows(list(rows), places, prefix, answer_type)
+    return examples_from_rows(rows, places, prefix, answer_type)
+
+
+def _read_set(datasets: Any, source: HubSet, split: str) -> list[Mapping]:
+    return list(
+        datasets.load_dataset(source.path, source.config, split=split, revision=source.revision)
+    )
+
+
+def _read_file(datasets: Any, source: HubSet, split: str) -> list[Mapping]:
+    # Without an ETag a file that was fetched before needs no network.
+    path = datasets.utils.file_utils.cached_path(source.url, use_etag=False, disable_tqdm=True)
+    found = json.loads(Path(path).read_bytes(), parse_float=Decimal)
+    return found[source.field] if source.field else found
 
 
 @contextmanager
-def _offline_if_unreachable(datasets: Any) -> Iterator[bool]:
-    """Asks the hub once; where nothing answers, lets ``datasets`` look only into its cache.
+def _offline_if_unreachable(datasets: Any, huggingface_hub: Any, host: str) -> Iterator[bool]:
+    """Asks the host once; where nothing answers, lets ``datasets`` look only into its cache.
 
     By itself it would ask again and again for half a minute.
     """
-    import huggingface_hub
-
     flags = ((datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE"))
     before = [getattr(module, flag) for module, flag in flags]
-    reachable = not any(before) and _reachable(huggingface_hub)
+    reachable = not any(before) and _reachable(huggingface_hub, host)
     try:
         for module, flag in flags:
             setattr(module, flag, not reachable)
@@ -134,12 +97,11 @@ def _offline_if_unreachable(datasets: Any) -> Iterator[bool]:
             setattr(module, flag, value)
 
 
-def _reachable(huggingface_hub: Any) -> bool:
-    endpoint = huggingface_hub.constants.ENDPOINT
+def _reachable(huggingface_hub: Any, host: str) -> bool:
     try:
-        huggingface_hub.get_session().head(endpoint, timeout=REACH_SECONDS)
+        huggingface_hub.get_session().head(host, timeout=REACH_SECONDS)
     except Exception as error:
-        logger.info(f"{endpoint} cannot be reached ({_line(error)})")
+        logger.info(f"{host} cannot be reached ({_line(error)})")
         return False
     return True
 

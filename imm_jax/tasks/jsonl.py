@@ -16,8 +16,8 @@ def read_examples(
     """Reads a file of one question a line; blank lines are skipped.
 
     A line is ``{"question", "answer"[, "choices"][, "id"][, "solution"][, "kind"]}``, GSM8K's
-    ``{"question", "answer": "... #### 18"}``, or another form that ``rows.SCHEMAS`` knows. Numbers
-    keep the digits they are written with.
+    ``{"question", "answer": "... #### 18"}``, or another form that ``schemas.SCHEMAS`` knows.
+    Numbers keep the digits they are written with.
 
     Returns:
       The examples, and how their answers are checked.

@@ -19,6 +19,9 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 
+FLOAT = re.compile(r"-?[0-9]{1,6}\.[0-9]{10,20}")  # a float's 15 to 17 significant digits
+LARGEST_DENOMINATOR = 1000
+
 LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 # What LaTeX and typography put where plain text has a plain character, or nothing.
 PLAIN = {
@@ -95,6 +98,19 @@ def canonical_number(text: str) -> str | None:
     """``"$1,234.50"`` to ``"1234.5"``; None where ``text`` is not one number."""
     value = parse_number(text)
     return None if value is None else number_text(value)
+
+
+def repeating_decimal(text: str) -> str | None:
+    """``"0.6666666666666666"``, a third's multiple that went through a float, as ``"2/3"``.
+
+    None where ``text`` is anything else; a decimal that ends (``"0.1"``) is what it says.
+    """
+    if not FLOAT.fullmatch(text):
+        return None
+    value = Fraction(text)
+    near = value.limit_denominator(LARGEST_DENOMINATOR)
+    written = number_text(near)
+    return written if "/" in written and abs(value - near) < 1e-14 * max(1, abs(value)) else None
 
 
 def canonical_text(text: str) -> str:

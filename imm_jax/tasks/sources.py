@@ -6,7 +6,10 @@
     hub:gsm8k                             a named data set of the hub (``hub.HUB_SETS``)
     hub:owner/name,test=validation        any other one; also config=, revision=, train=
     tfds:ai2_arc                          TensorFlow Datasets (the extra ``tfds``)
+    reasoning_gym:leg_counting            reasoning-gym (the extra ``reasoning_gym``); its task's
+                                          settings are options: ``,min_animals=2``
 
+A suite (``suite:out_of_domain``) is several tasks; see ``suites.expand``.
 ``type=`` says how answers are checked where that is not plain from them, ``name=`` names the task.
 """
 
@@ -20,10 +23,13 @@ from pathlib import Path
 from imm_jax.errors import InputError, nearest
 from imm_jax.tasks import generators
 from imm_jax.tasks.drafts import digest
-from imm_jax.tasks.hub import HUB_SETS, hub_set, read_hub_split, read_tfds_split
+from imm_jax.tasks.gym import generate_gym
+from imm_jax.tasks.hub import hub_set, read_hub_split, read_tfds_split
+from imm_jax.tasks.hub_sets import HUB_SETS, SUITES
 from imm_jax.tasks.jsonl import read_examples
 from imm_jax.tasks.shots import WORKED
 from imm_jax.tasks.types import Example, Task, check_answer_type
+from imm_jax.yaml_files import parse_yaml
 
 logger = logging.getLogger("imm_jax")
 
@@ -32,6 +38,8 @@ OPTIONS = {
     "jsonl": ("train", "test", "type", "name"),
     "hub": ("train", "test", "type", "name", "config", "revision"),
     "tfds": ("train", "test", "type", "name"),
+    "suite": ("folder",),
+    "reasoning_gym": None,  # it says itself what it knows
 }
 OPTION = re.compile(r"(?:^|,)([a-z_]+)=")
 
@@ -58,6 +66,13 @@ def make_task(
     if scheme == "builtin":
         task = generators.generate(target, seed=seed, train_size=train_size, test_size=test_size)
         return replace(task, name=options.get("name", task.name))
+    if scheme == "reasoning_gym":
+        name = options.pop("name", target)
+        config = {key: parse_yaml(value, f"{spec}: {key}") for key, value in options.items()}
+        sizes = {"train_size": train_size, "test_size": test_size}
+        return replace(generate_gym(target, config, seed=seed, **sizes), name=name)
+    if scheme == "suite":
+        raise InputError(f"{spec}: a suite is several tasks, expected one")
     if "type" in options:
         check_answer_type(options["type"], spec)
     source = SOURCES[scheme](target, options)
@@ -108,18 +123,19 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, str]]:
         else:
             known = {kind: f"builtin:{kind}" for kind in generators.KINDS}
             known |= {name: f"hub:{name}" for name in HUB_SETS}
+            known |= {name: f"suite:{name}" for name in SUITES}
             close = difflib.get_close_matches(spec.rpartition(":")[2], known, n=1)
             hint = f" (did you mean '{known[close[0]]}'?)" if close else ""
             raise InputError(
-                f"unknown task {spec!r}{hint}; expected builtin:NAME, hub:NAME, tfds:NAME or a "
-                ".jsonl file"
+                f"unknown task {spec!r}{hint}; expected builtin:NAME, hub:NAME, tfds:NAME, "
+                "reasoning_gym:NAME, suite:NAME or a .jsonl file"
             )
     marks = list(OPTION.finditer(rest))
     options: dict[str, str] = {}
     for mark, following in zip(marks, [*marks[1:], None]):
         key = mark[1]
-        if key not in OPTIONS[scheme]:
-            known = OPTIONS[scheme]
+        known = OPTIONS[scheme]
+        if known is not None and key not in known:
             raise InputError(
                 f"task {spec!r}: unknown option {key!r}{nearest(key, known)}; "
                 f"known: {', '.join(known)}"
@@ -174,7 +190,7 @@ def _hub(target: str, options: Mapping[str, str]) -> _Source:
         places={"train": found.train, "test": found.test},
         read=lambda split: read_hub_split(found, split, target, options.get("type")),
         name=target,
-        record=f"hub:{found.path}{config} revision {found.revision or 'main'}",
+        record=found.url or f"hub:{found.path}{config} revision {found.revision or 'main'}",
     )
 
 

@@ -1,12 +1,13 @@
 """A question with its answer, a set of them, and the grade of one response."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imm_jax.errors import InputError, nearest
 
 # number: equal as exact numbers. choice: the letter of an option. math: equal as mathematics, by
 # math-verify. text: equal but for case, articles and punctuation. exact: equal with its case.
-ANSWER_TYPES = ("number", "choice", "math", "text", "exact")
+# reasoning_gym: what the task's own scorer gives its full mark.
+ANSWER_TYPES = ("number", "choice", "math", "text", "exact", "reasoning_gym")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Example:
       choices: the options' texts, or None where the answer is free.
       solution: a worked solution that ends in ``The answer is X.``, where there is one.
       kind: what sort of question it is inside its task (``"add"``, ``"algebra"``), or empty.
+      check: what a scorer of its own needs to know the question by, or empty.
     """
 
     id: str
@@ -28,6 +30,7 @@ class Example:
     choices: tuple[str, ...] | None = None
     solution: str | None = None
     kind: str = ""
+    check: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Whether two mathematical expressions are equal, by math-verify in worker processes.
+"""Answers judged in worker processes: mathematics by math-verify, other tasks by reasoning-gym.
 
 math-verify guards itself with signals, which work only in a main thread and not while SymPy's C
 code runs. So each comparison runs in a process of ours, with a time limit that kills it.
@@ -21,31 +21,38 @@ from pathlib import Path
 
 logger = logging.getLogger("imm_jax")
 
-WORKER = Path(__file__).with_name("_math_worker.py")
+WORKER = Path(__file__).with_name("_worker.py")
 TIME_LIMIT = 5.0  # seconds a comparison
+# reasoning-gym makes a question anew before it scores an answer; a few take seconds to make.
+TIME_LIMITS = {"math": TIME_LIMIT, "reasoning_gym": 60.0}
+PACKAGES = {"math": "math-verify", "reasoning_gym": "reasoning-gym"}
 START_LIMIT = 120.0  # seconds to import SymPy on a busy machine
 MAX_WORKERS = 8
 
 
 class Verifier:
-    """Worker processes that compare expressions; started when first needed, then kept.
+    """Worker processes that judge answers; started when first needed, then kept.
 
     Safe to call from any thread, one call at a time. A context manager; ``close`` ends the workers.
 
     Args:
+      judge: ``"math"`` or ``"reasoning_gym"``.
       workers: how many processes at most; by default one a core, 8 at most.
-      time_limit: seconds for one comparison. One that takes longer counts as not equal, its
-        process is killed and another takes its place.
+      time_limit: seconds for one comparison, by default 5 or 60. One that takes longer counts as
+        not equal, its process is killed and another takes its place.
       command: the worker's command line (tests bring workers that hang).
     """
 
     def __init__(
         self,
         workers: int | None = None,
-        time_limit: float = TIME_LIMIT,
-        command: Sequence[str] = (sys.executable, "-P", str(WORKER)),
+        time_limit: float | None = None,
+        command: Sequence[str] | None = None,
+        judge: str = "math",
     ):
-        self.time_limit, self.command = time_limit, list(command)
+        self.package = PACKAGES[judge]
+        self.time_limit = TIME_LIMITS[judge] if time_limit is None else time_limit
+        self.command = list(command or (sys.executable, "-P", str(WORKER), judge))
         self.size = workers or min(os.cpu_count() or 1, MAX_WORKERS)
         self.workers: list[_Worker] = []
         self.lock = threading.Lock()
@@ -57,12 +64,14 @@ class Verifier:
         self.close()
 
     def equivalent(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """One verdict for each (gold, answer) pair, LaTeX or plain, in order.
+        """One verdict for each (gold, answer) pair, in order.
+
+        For mathematics both are LaTeX or plain; for reasoning-gym gold is ``Example.check``.
 
         A comparison that hangs, or takes its process down, is False and logged as a warning.
 
         Raises:
-          RuntimeError: the worker processes cannot start (math-verify is not installed).
+          RuntimeError: the worker processes cannot start (the package is not installed).
         """
         distinct = list(dict.fromkeys(pairs))  # answers repeat over samples
         jobs: queue.SimpleQueue = queue.SimpleQueue()
@@ -71,7 +80,7 @@ class Verifier:
         verdicts: dict[tuple[str, str], bool] = {}
         with self.lock:
             while len(self.workers) < min(self.size, len(distinct)):
-                self.workers.append(_Worker(self.command))
+                self.workers.append(_Worker(self.command, self.package))
             workers = self.workers[: len(distinct)]
             if not workers:
                 return []
@@ -98,7 +107,7 @@ class Verifier:
             try:
                 verdicts[pair] = worker.compare(*pair, self.time_limit)
             except (TimeoutError, EOFError) as error:
-                logger.warning(f"math-verify: {str(pair)[:200]}: {error}; counted as not equal")
+                logger.warning(f"{self.package}: {str(pair)[:200]}: {error}; counted as not equal")
                 verdicts[pair] = False
 
     def close(self) -> None:
@@ -115,8 +124,8 @@ class Verifier:
 class _Worker:
     """One process. Started by its first comparison, and again after it was killed."""
 
-    def __init__(self, command: list[str]):
-        self.command = command
+    def __init__(self, command: list[str], package: str):
+        self.command, self.package = command, package
         self.process: subprocess.Popen | None = None
         self.pending = b""
 
@@ -146,15 +155,16 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=worker_environment(),
         )
         try:
             ready = self._reply(START_LIMIT)
         except (TimeoutError, EOFError) as error:
             self.end()
-            raise RuntimeError(f"math-verify's worker process cannot start: {error}") from error
+            raise RuntimeError(f"{self.package}'s worker process cannot start: {error}") from error
         if "error" in ready:
             self.end()
-            raise RuntimeError(f"math-verify's worker process cannot start: {ready['error']}")
+            raise RuntimeError(f"{self.package}'s worker process cannot start: {ready['error']}")
 
     def _reply(self, limit: float) -> dict:
         deadline = time.monotonic() + limit
@@ -181,14 +191,19 @@ class _Worker:
                 pipe.close()
 
 
-_shared: list[Verifier] = []
+def worker_environment() -> dict[str, str]:
+    """This process's, with Python's hash seed fixed: reasoning-gym's questions depend on it."""
+    return os.environ | {"PYTHONHASHSEED": "0"}
+
+
+_shared: dict[str, Verifier] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_verifier() -> Verifier:
+def shared_verifier(judge: str = "math") -> Verifier:
     """The verifier that grading uses by default; its workers end with this process."""
     with _shared_lock:
-        if not _shared:
-            _shared.append(Verifier())
-            atexit.register(_shared[0].close)
-        return _shared[0]
+        if judge not in _shared:
+            _shared[judge] = Verifier(judge=judge)
+            atexit.register(_shared[judge].close)
+        return _shared[judge]

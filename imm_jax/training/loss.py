@@ -86,17 +86,39 @@ def token_logprobs(
 
     Arguments as in :func:`response_loss`.
     """
+    return token_scores(
+        hidden_BTD, unembedding_VD, targets_BT, mask_BT, chunk=chunk, softcap=softcap
+    )[0]
+
+
+def token_scores(
+    hidden_BTD: Float[Array, "B T D"],
+    unembedding_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    mask_BT: Float[Array, "B T"] | Bool[Array, "B T"] | Int[Array, "B T"],
+    *,
+    chunk: int | None = None,
+    softcap: float | None = None,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """As :func:`token_logprobs`, and whether each target is the likeliest token.
+
+    False where ``mask_BT`` is 0.
+    """
     chunk = chunk_size(chunk, targets_BT.size // _parts(targets_BT))
     tokens = _response_first(hidden_BTD, targets_BT, mask_BT.astype(jnp.float32), chunk)
     head_VD = _head(unembedding_VD, hidden_BTD.dtype)
 
-    def score(i, logprobs_PN):
+    def score(i, found):
         hidden, targets, mask = _take(tokens, i, chunk)
-        _, lse, picked, _ = _score(hidden, head_VD, targets, softcap)
-        return jax.lax.dynamic_update_slice(logprobs_PN, mask * (picked - lse), (0, i * chunk))
+        _, lse, picked, best = _score(hidden, head_VD, targets, softcap)
+        new = mask * (picked - lse), (mask != 0) & (picked >= best)
+        put = jax.lax.dynamic_update_slice
+        return tuple(put(old, part, (0, i * chunk)) for old, part in zip(found, new))
 
-    logprobs_PN = jax.lax.fori_loop(0, tokens.chunks, score, jnp.zeros_like(tokens.mask_PN))
-    return _put_back(logprobs_PN, tokens.order_PN).reshape(targets_BT.shape)
+    start = jnp.zeros_like(tokens.mask_PN), jnp.zeros_like(tokens.mask_PN, bool)
+    found = jax.lax.fori_loop(0, tokens.chunks, score, start)
+    logprobs_PN, likeliest_PN = (_put_back(part, tokens.order_PN) for part in found)
+    return logprobs_PN.reshape(targets_BT.shape), likeliest_PN.reshape(targets_BT.shape)
 
 
 def chunk_size(chunk: int | None, tokens: int) -> int:

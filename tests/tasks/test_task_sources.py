@@ -54,6 +54,33 @@ def test_choice_rows_by_letter_text_and_index(tmp_path):
     assert task.test[0].choices == ("grass", "blood")
 
 
+def test_of_options_with_the_same_text_any_is_right(tmp_path):
+    row = {"question": "Speed?", "choices": ["15", "6", "12", "6"], "answer": "D"}
+    task = make_task(str(write(tmp_path, row)))
+    [example] = task.test
+    assert example.answer == "B"
+    said = {" The answer is D.": True, " The answer is (B).": True, " The answer is 6.": True,
+            " The answer is C.": False}  # fmt: skip
+    grades = grade_all(task, [(example, text) for text in said])
+    assert [grade.correct for grade in grades] == list(said.values())
+    assert [grade.answer for grade in grades] == ["B", "B", "B", "C"]
+
+
+def test_yes_or_no_rows(tmp_path):
+    rows = [{"question": "Wet?", "answer": True}, {"question": "Dry?", "answer": False}]
+    task = make_task(str(write(tmp_path, *rows)))
+    assert task.answer_type == "choice"
+    assert [(e.choices, e.answer) for e in task.test] == [(("Yes", "No"), a) for a in "AB"]
+
+
+def test_multiples_of_a_third_that_went_through_a_float(tmp_path):
+    rows = [{"question": f"{n}?", "answer": str(n / 3)} for n in (1, 2, 5, 100)]
+    rows.append({"question": "tenth?", "answer": "0.1"})
+    task = make_task(str(write(tmp_path, *rows)))
+    assert [e.answer for e in task.test] == ["1/3", "2/3", "5/3", "100/3", "0.1"]
+    assert grade_all(task, [(task.test[1], " The answer is 2/3.")])[0].correct
+
+
 def test_gsm8k_rows(tmp_path):
     task = make_task(str(write(tmp_path, GSM8K)))
     (example,) = task.test
@@ -125,7 +152,7 @@ BAD_ROWS = [
     ({"question": "", "answer": "4"}, "'question' is empty"),
     ({"question": 5, "answer": "4"}, "'question' should be text, found int"),
     ({"question": "?", "answer": ["4"]}, "'answer' should be text, found list"),
-    ({"question": "?", "answer": True}, "'answer' should be text, found bool"),
+    ({"question": "?", "answer": True}, "form 'yes or no' after rows of form 'question and"),
     ({"question": "?", "answer": "  "}, "'answer' is empty"),
     ({"question": "?", "answer": "4", "id": [1]}, "'id' should be text or a whole number"),
     ({"question": "?", "answer": "4", "id": "same"}, "'same' was used before, at .*data.jsonl:1"),
