@@ -24,7 +24,7 @@ from imm_jax.models.sources import resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from imm_jax.rounds.output import RECORD, claim, write_metrics
 from imm_jax.rounds.round import improve
-from imm_jax.rounds.select import check_rule
+from imm_jax.rounds.select import RULES, check_rule
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
 from imm_jax.sharding import make_mesh, param_shardings
@@ -85,6 +85,12 @@ def run(
 def check_settings(config: RunConfig) -> None:
     """Refuses names that nothing answers to, and a mesh that is not there, before loading."""
     check_rule(config.select.rule)
+    deepening = config.iterative_deepening
+    if deepening is not None and deepening.retry == "wrong" and not RULES[config.select.rule].gold:
+        raise InputError(
+            "iterative_deepening.retry: 'wrong' reads the gold answers, which the rule "
+            f"{config.select.rule!r} does without; expected 'unfinished'"
+        )
     make_mesh(config.mesh)
     for key in ("sample_style", "evaluate_style", "train_style"):
         style = getattr(config.data, key)
