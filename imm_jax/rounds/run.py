@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from imm_jax import hosts
+from imm_jax import __version__, hosts
 from imm_jax.config import RunConfig, load_config
 from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
@@ -142,6 +142,7 @@ def load_bench(
     mesh = make_mesh(config.mesh)
     record |= {
         "tasks": {task.name: task.source for task in tasks},
+        "imm_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "mesh": None if mesh is None else dict(mesh.shape),
