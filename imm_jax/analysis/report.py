@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from imm_jax import __version__
+from imm_jax.analysis.analysis_figures import analysis_figures
 from imm_jax.analysis.figures import legend, run_figures
 from imm_jax.analysis.summary import by_round_and_arm, interval
 from imm_jax.analysis.verdict import Paired, Verdicts, compare_paired, sentence, signed
@@ -138,13 +139,14 @@ def _view(run: Run, examples: int) -> dict[str, Any]:
 
     models = ["original", *run.arms]
     compared = comparisons(run)
+    analysed, failed = analysis_figures(run.analysis, run.arms)
     return {
         "run": run,
         "models": models,
         "legend": legend(models),
         "sentences": sentences(run, compared),
         "compared": compared,
-        "figures": run_figures(run.rows, run.last),
+        "figures": [*run_figures(run.rows, run.last), *analysed],
         "summary": summary_rows(run.rows),
         "tasks": task_rows(run.rows),
         "seeds": len({row["seed"] for row in run.rows}),
@@ -152,7 +154,7 @@ def _view(run: Run, examples: int) -> dict[str, Any]:
         "examples": examples_of(run, examples),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         "record": provenance(run),
-        "notes": notes(run),
+        "notes": [*notes(run), *(f"analysis.json: {name} cannot be drawn." for name in failed)],
     }
 
 
