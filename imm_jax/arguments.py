@@ -179,6 +179,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompt-tokens", type=_whole(1), help="of the longest prompt, worked "
                      "examples included (default: training.max_length)")  # fmt: skip
     sub.add_argument("--cpu", action="store_true", help="for CPU, which samples in float32")
+
+    sub = add(
+        "report",
+        "Write a run's figures, tables, settings and answers side by side as one HTML page.",
+        "imm-jax report runs/quickstart --examples 40",
+        several="runs",
+    )
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="folders that imm-jax run wrote")
+    sub.add_argument("--output", help="the page (default: report.html in the first folder)")
+    sub.add_argument("--examples", type=_whole(0), default=20, metavar="N",
+                     help="questions of each task to show, at most (default: 20)")  # fmt: skip
     return parser
 
 

@@ -15,6 +15,7 @@ from imm_jax.evaluate_command import evaluate
 from imm_jax.inputs import check_output, generation_config, open_model, sampling_config
 from imm_jax.merge_command import merge
 from imm_jax.plan_command import plan
+from imm_jax.report_command import report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,6 +167,7 @@ COMMANDS = {
     "merge": merge,
     "convert": _convert,
     "plan": plan,
+    "report": report,
 }
 
 

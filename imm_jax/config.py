@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from imm_jax.deepening_config import DeepeningConfig
 from imm_jax.errors import InputError, nearest
 from imm_jax.files import atomic_write
 from imm_jax.sampling.config import SamplingConfig
@@ -89,6 +90,7 @@ class RunConfig:
       data: questions and prompts.
       sampling: how training samples are drawn.
       samples: samples of each training question.
+      iterative_deepening: has training samples that come to no good end think again; None does not.
       evaluation: how answers are drawn when evaluating; greedy by default.
       select: which samples to keep.
       training: the fine-tune.
@@ -111,6 +113,7 @@ class RunConfig:
     data: DataConfig
     sampling: SamplingConfig = SamplingConfig()
     samples: int = 4
+    iterative_deepening: DeepeningConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     select: SelectConfig = SelectConfig()
     training: TrainingConfig = TrainingConfig()
@@ -133,6 +136,12 @@ class RunConfig:
                 raise InputError(f"{name}: {value}, expected at least 1")
         if self.mesh is not None:
             parse_mesh(self.mesh)
+        deepening, most = self.iterative_deepening, self.sampling.max_new_tokens
+        if deepening is not None and deepening.initial_budget >= most:
+            raise InputError(
+                f"iterative_deepening.initial_budget: {deepening.initial_budget}, expected less "
+                f"than sampling.max_new_tokens, {most}"
+            )
         if not self.arms:
             raise InputError("arms: empty, expected at least one arm")
         if self.data.shots < 0:
@@ -209,6 +218,8 @@ def load_config(
             data["data"]["out_of_domain"] = others[:1]
         for key, value in SMOKE.items():
             _put(data, key, value, key)
+        if isinstance(data.get("iterative_deepening"), dict):
+            data["iterative_deepening"]["initial_budget"] = 16  # less than the few tokens above
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

@@ -1,7 +1,10 @@
 """Numbers that say how sure a score is: intervals, pass@k, a test between two models."""
 
 import math
+import statistics
 from collections.abc import Sequence
+
+import numpy as np
 
 
 def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -74,3 +77,49 @@ def ladder(samples: int) -> list[int]:
     """The ``k`` to show pass@k for: 1, 2, 4, ... and the number of samples itself."""
     powers = [2**i for i in range(int(math.log2(samples)) + 1)]
     return powers if powers[-1] == samples else [*powers, samples]
+
+
+def seed_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The mean of several runs and its t interval (Student, 1908); it says how far seeds differ.
+
+    Raises:
+      ValueError: fewer than two values, which say nothing of their spread.
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError(f"seed_interval: {len(values)} values, expected at least 2")
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / len(values) ** 0.5
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def paired_bootstrap(
+    differences: Sequence[np.ndarray], draws: int = 10_000, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """A mean difference between two models on the same questions, with its percentile interval.
+
+    Questions are drawn again with replacement inside each task, and seeds, the same for all tasks,
+    beside them (Efron, 1979); every task weighs the same. The random numbers are always the same.
+
+    Args:
+      differences: for each task ``[seeds, questions]``: the first model's score of each question
+        less the second's.
+      draws: how often to draw.
+      confidence: of the interval.
+    """
+    rng = np.random.default_rng(0)
+    seeds = len(differences[0])
+    weights_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    means_R = np.zeros(draws)
+    for task_SQ in differences:
+        count = task_SQ.shape[1]
+        # Questions that are alike are drawn together: there are few kinds of them.
+        kinds_KS, times = np.unique(task_SQ.T, axis=0, return_counts=True)
+        weights_RK = rng.multinomial(count, times / count, draws) / count
+        means_R += (weights_RK @ kinds_KS * weights_RS).sum(axis=1)
+    low, high = np.quantile(
+        means_R / len(differences), [(1 - confidence) / 2, (1 + confidence) / 2]
+    )
+    return float(np.mean([task.mean() for task in differences])), float(low), float(high)

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import comb
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap, ttest_1samp
 
-from imm_jax.statistics import ladder, mcnemar, mean_interval, pass_at_k, wilson_interval
+from imm_jax.statistics import (
+    ladder,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    pass_at_k,
+    seed_interval,
+    wilson_interval,
+)
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -70,3 +78,38 @@ def test_mcnemar_by_hand_and_far_out():
 def test_ladder(samples, expected):
     assert ladder(samples) == expected
     assert all(math.log2(k).is_integer() for k in ladder(samples)[:-1])
+
+
+def test_seed_interval_is_the_t_tests():
+    values = [0.41, 0.47, 0.44, 0.52, 0.39]
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    found = seed_interval(values)
+    assert found == pytest.approx((np.mean(values), expected.low, expected.high))
+    with pytest.raises(ValueError, match="1 values, expected at least 2"):
+        seed_interval([0.4])
+
+
+def test_paired_bootstrap_is_scipys():
+    """One seed, one task: the percentile interval of the mean of the questions' differences."""
+    rng = np.random.default_rng(1)
+    one = rng.integers(-1, 2, (1, 60)).astype(float)
+    settings = {"n_resamples": 40_000, "method": "percentile", "random_state": 2}
+    expected = bootstrap((one[0],), np.mean, **settings).confidence_interval
+    mean, low, high = paired_bootstrap([one], draws=40_000)
+    assert mean == one.mean()
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_paired_bootstrap_draws_questions_in_tasks_and_seeds_together():
+    """Against the variance of a mean: questions, tasks of equal weight, then seeds alone."""
+    rng = np.random.default_rng(3)
+    tasks = [rng.normal(0.2, 1, (1, 80)), rng.normal(0, 2, (1, 300))]
+    mean, low, high = paired_bootstrap(tasks)
+    error = np.sqrt(sum(task.var() / task.shape[1] for task in tasks)) / 2
+    assert mean == pytest.approx(np.mean([task.mean() for task in tasks]))
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+    # Questions that are all alike: what is left is the spread of the seeds, the same in each task.
+    seeds = rng.normal(0, 1, (40, 1))
+    _, low, high = paired_bootstrap([np.repeat(seeds, 7, 1), np.repeat(seeds, 9, 1)])
+    assert (high - low) / 2 == pytest.approx(1.96 * seeds.std() / 40**0.5, rel=0.1)
+    assert paired_bootstrap([np.zeros((2, 5))]) == (0, 0, 0)

@@ -4,10 +4,17 @@ import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imm_jax.files import atomic_write
 from imm_jax.statistics import mean_interval
 
+PANELS = {  # what is drawn by round
+    "in_domain": "in-domain accuracy",
+    "out_of_domain": "out-of-domain accuracy",
+    "distinct_2": "distinct-2 of the samples",
+    "distance": "distance from the original, relative to its size",
+}
 COLUMNS = ("round", "arm", "ID", "OOD", "kept", "distinct-2", "distance", "seeds")
 
 
@@ -19,7 +26,7 @@ def table(rows: Sequence[dict]) -> str:
     independent samples of equal weight for each task.
     """
     lines = [list(COLUMNS)]
-    for group in _by_round_and_arm(rows):
+    for group in by_round_and_arm(rows):
         first = group[0]
         lines.append(
             [
@@ -48,31 +55,11 @@ def plot(rows: Sequence[dict], path: str | Path, title: str = "") -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = [
-        ("in_domain", "in-domain accuracy"),
-        ("out_of_domain", "out-of-domain accuracy"),
-        ("distinct_2", "distinct-2 of the samples"),
-        ("distance", "distance from the original, relative"),
-    ]
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, constrained_layout=True)
-    groups = _by_round_and_arm(rows)
-    arms = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != "base"]
-    for axis, (key, label) in zip(axes.flat, panels):
-        for number, arm in enumerate(arms):
-            points = [g for g in groups if g[0]["arm"] in ("base", arm)]
-            points = [g for g in points if all(row.get(key) is not None for row in g)]
-            x = [g[0]["round"] + 0.04 * (number - (len(arms) - 1) / 2) for g in points]
-            y = [statistics.fmean(row[key] for row in g) for g in points]
-            error = None
-            if key in ("in_domain", "out_of_domain"):
-                bounds = [interval(g, key) for g in points]
-                # A mean over seeds may be rounded past an end; lengths below 0 are refused.
-                error = [[max(0.0, v - low) for v, (low, _) in zip(y, bounds)],
-                         [max(0.0, high - v) for v, (_, high) in zip(y, bounds)]]  # fmt: skip
-            axis.errorbar(x, y, yerr=error, marker="o", capsize=3, label=arm)
+    arms = arms_of(rows)
+    for axis, (key, label) in zip(axes.flat, PANELS.items()):
+        draw_rounds(axis, rows, arms, key)
         axis.set_title(label, fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     for axis in axes[1]:
         axis.set_xlabel("round")
     if arms:
@@ -83,6 +70,45 @@ def plot(rows: Sequence[dict], path: str | Path, title: str = "") -> None:
     figure.savefig(image, format="png", dpi=130)
     plt.close(figure)
     atomic_write(path, image.getvalue())
+
+
+def draw_rounds(
+    axis: Any, rows: Sequence[dict], arms: Sequence[str], key: str, styles: Sequence[dict] = ()
+) -> None:
+    """Draws the figure ``key`` by round into matplotlib's ``axis``, one line an arm.
+
+    ``styles`` are settings of each arm's line, matplotlib's own where there are none.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    groups = by_round_and_arm(rows)
+    for number, arm in enumerate(arms):
+        points = [g for g in groups if g[0]["arm"] in ("base", arm)]
+        points = [g for g in points if all(row.get(key) is not None for row in g)]
+        x = [g[0]["round"] + 0.04 * (number - (len(arms) - 1) / 2) for g in points]
+        y = [statistics.fmean(row[key] for row in g) for g in points]
+        error = None
+        if key in ("in_domain", "out_of_domain"):
+            error = lengths(y, [interval(g, key) for g in points])
+        style = styles[number] if styles else {"marker": "o"}
+        axis.errorbar(x, y, yerr=error, capsize=3, label=arm, **style)
+    axis.grid(alpha=0.3)
+    axis.set_xlim(-0.3, max(row["round"] for row in rows) + 0.3)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def lengths(
+    values: Sequence[float], bounds: Sequence[tuple[float, float]]
+) -> tuple[list[float], list[float]]:
+    """How far each interval reaches below and above its value, as matplotlib takes it."""
+    # A mean over seeds may be rounded past an end; lengths below 0 are refused.
+    below = [max(0.0, value - low) for value, (low, _) in zip(values, bounds)]
+    return below, [max(0.0, high - value) for value, (_, high) in zip(values, bounds)]
+
+
+def arms_of(rows: Sequence[dict]) -> list[str]:
+    """The arms in their order, without the original model."""
+    return [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != "base"]
 
 
 def interval(group: Sequence[dict], key: str) -> tuple[float, float]:
@@ -102,7 +128,8 @@ def _interval_of(row: dict, key: str) -> tuple[float, float]:
     return mean_interval(shares)[1:]
 
 
-def _by_round_and_arm(rows: Sequence[dict]) -> list[list[dict]]:
+def by_round_and_arm(rows: Sequence[dict]) -> list[list[dict]]:
+    """The rows of each round and arm together, one for each seed; by round."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["round"], row["arm"]), []).append(row)

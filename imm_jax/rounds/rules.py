@@ -30,6 +30,21 @@ class Judge(Protocol):
         """
 
 
+class Scorer(Protocol):
+    """A model to put questions with options to."""
+
+    def __call__(self, name: str, asked: Sequence[Example]) -> list[list[float]]:
+        """How likely it finds each option of each of ``asked``: log-probabilities, in nats.
+
+        Args:
+          name: of the round of questions, unique in the selection.
+          asked: each with an id of its own and ``choices``, which the model is not shown.
+
+        Returns:
+          For each its options' log-probabilities; none where the model has no room for it.
+        """
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aids:
     """What a rule may use beside the samples.
@@ -37,10 +52,24 @@ class Aids:
     Attributes:
       task: the questions with their gold answers, and how answers are compared.
       judge: a model to ask.
+      scorer: a model to ask for the likelihood of options.
     """
 
     task: Task | None = None
     judge: Judge | None = None
+    scorer: Scorer | None = None
+
+    def questions(self) -> dict[str, Example]:
+        """The task's questions by their id."""
+        return {example.id: example for example in (*self.task.train, *self.task.test)}
+
+
+def by_text(answers: Sequence[Answer]) -> dict[tuple[str, str], Answer]:
+    """The first sample of each question and text: what a model is asked about once."""
+    first: dict[tuple[str, str], Answer] = {}
+    for answer in answers:
+        first.setdefault((answer.id, answer.text), answer)
+    return first
 
 
 def by_question(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
@@ -73,7 +102,7 @@ def math_verify(
     So ``0.5`` and ``2^{-1}`` pass for a gold ``1/2``. By math-verify in worker processes; tasks of
     type ``math`` are graded so in the first place.
     """
-    gold = {example.id: example.answer for example in (*aids.task.train, *aids.task.test)}
+    gold = {name: example.answer for name, example in aids.questions().items()}
     pairs = [(gold[a.id], a.answer) for a in answers if a.answer is not None and not a.correct]
     if pairs:
         verdicts = (verifier or verify.shared_verifier()).equivalent(pairs)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from imm_jax import hosts
+from imm_jax import __version__, hosts
 from imm_jax.config import RunConfig, load_config
 from imm_jax.devices import peak_flops as known_peak_flops
 from imm_jax.errors import InputError, nearest
@@ -27,7 +27,7 @@ from imm_jax.rounds.costs import Meter, stage_figures
 from imm_jax.rounds.output import RECORD, claim, write_metrics
 from imm_jax.rounds.profile import Profile
 from imm_jax.rounds.round import improve
-from imm_jax.rounds.select import check_rule
+from imm_jax.rounds.select import RULES, check_rule
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
 from imm_jax.sharding import make_mesh, param_shardings
@@ -104,6 +104,12 @@ def _peak_flops(config: RunConfig, of_one: float | None) -> float | None:
 def check_settings(config: RunConfig) -> None:
     """Refuses names that nothing answers to, and a mesh that is not there, before loading."""
     check_rule(config.select.rule)
+    deepening = config.iterative_deepening
+    if deepening is not None and deepening.retry == "wrong" and not RULES[config.select.rule].gold:
+        raise InputError(
+            "iterative_deepening.retry: 'wrong' reads the gold answers, which the rule "
+            f"{config.select.rule!r} does without; expected 'unfinished'"
+        )
     make_mesh(config.mesh)
     for key in ("sample_style", "evaluate_style", "train_style"):
         style = getattr(config.data, key)
@@ -156,6 +162,7 @@ def load_bench(
     mesh = make_mesh(config.mesh)
     record |= {
         "tasks": {task.name: task.source for task in tasks},
+        "imm_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "mesh": None if mesh is None else dict(mesh.shape),

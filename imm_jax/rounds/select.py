@@ -8,7 +8,8 @@ from typing import NamedTuple
 from imm_jax.errors import InputError, nearest
 from imm_jax.evaluation import Answer
 from imm_jax.rounds import rules
-from imm_jax.rounds.rules import Aids, Judge, RuleFunction
+from imm_jax.rounds.critics import n_critics
+from imm_jax.rounds.rules import Aids, Judge, RuleFunction, Scorer
 from imm_jax.rounds.self_verification import self_verify
 from imm_jax.rounds.thinning import KEYS, cap, deduplicate, quotas
 from imm_jax.select_config import SelectConfig
@@ -36,6 +37,7 @@ RULES = {
     "majority_vote": Rule(rules.majority_vote),
     "sharpening": Rule(rules.sharpening),
     "self_verify": Rule(self_verify, needs=("task", "judge")),
+    "n_critics": Rule(n_critics, needs=("task", "scorer")),
 }
 
 
@@ -53,6 +55,7 @@ def select(
     config: SelectConfig,
     judge: Judge | None = None,
     task: Task | None = None,
+    scorer: Scorer | None = None,
 ) -> list[Answer]:
     """Keeps the samples that ``config.rule`` lets through, in their order.
 
@@ -65,13 +68,14 @@ def select(
       judge: the model that rules with a judge ask.
       task: the questions; ``math_verify`` and rules with a judge read it, and ``majority_vote``
         compares answers as its answer type says (as text without it).
+      scorer: the model that rules with a scorer ask for the likelihood of options.
 
     Raises:
-      InputError: an unknown rule; a rule without the judge or task it needs; or nothing is left, so
-        that there would be nothing to train on.
+      InputError: an unknown rule; a rule without the judge, scorer or task it needs; or nothing is
+        left, so that there would be nothing to train on.
     """
     check_rule(config.rule)
-    rule, aids = RULES[config.rule], Aids(task=task, judge=judge)
+    rule, aids = RULES[config.rule], Aids(task=task, judge=judge, scorer=scorer)
     for name in rule.needs:
         if getattr(aids, name) is None:
             raise InputError(f"select.rule: {config.rule!r} needs a {name}, found none")

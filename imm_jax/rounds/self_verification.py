@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from imm_jax.evaluation import Answer
-from imm_jax.rounds.rules import Aids
+from imm_jax.rounds.rules import Aids, by_text
 from imm_jax.select_config import SelectConfig
 from imm_jax.tasks.answers import extract
 from imm_jax.tasks.prompts import question_text
@@ -37,12 +37,9 @@ def utilities(answers: Sequence[Answer], aids: Aids) -> list[float]:
 
     Samples of a question with the same text are judged once.
     """
-    questions = {example.id: example for example in (*aids.task.train, *aids.task.test)}
-    asked: dict[tuple[str, str], Example] = {}
-    for answer in answers:
-        asked.setdefault((answer.id, answer.text), _ask(questions[answer.id], answer))
-    said = aids.judge("verify", list(asked.values()))
-    shares = {key: _share(responses) for key, responses in zip(asked, said)}
+    questions, first = aids.questions(), by_text(answers)
+    said = aids.judge("verify", [_ask(questions[a.id], a) for a in first.values()])
+    shares = {key: _share(responses) for key, responses in zip(first, said)}
     return [shares[answer.id, answer.text] for answer in answers]
 
 

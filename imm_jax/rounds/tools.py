@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
 from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.costs import Meter
+from imm_jax.rounds.deepening import ask_deepening
 from imm_jax.rounds.flops import PromptTokens, fit_flops, prompt_tokens, sampling_flops
-from imm_jax.rounds.judge import make_judge
+from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.round import Tools
 from imm_jax.rounds.select import RULES, from_rows, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
@@ -68,9 +70,9 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
     def select_samples(
         current: Later[PyTree], answers: Sequence[Answer], t: int, stages: Stages
     ) -> list[Answer]:
-        config, judge = bench.config, None
-        if "judge" in RULES[config.select.rule].needs:
-            judge = make_judge(
+        config = bench.config
+        aids = {
+            name: make(
                 config,
                 bench.model,
                 bench.tokenizer,
@@ -80,7 +82,10 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
                 label,
                 bench.should_stop,
             )
-        return select(answers, config.select, judge, bench.tasks[0])
+            for name, make in MAKERS.items()
+            if name in RULES[config.select.rule].needs
+        }
+        return select(answers, config.select, task=bench.tasks[0], **aids)
 
     def describe(samples: Sequence[Answer], selected: Sequence[Answer]) -> dict:
         config = bench.config.select
@@ -170,6 +175,9 @@ def sample_blocks(
     config, task = bench.config, bench.tasks[0]
     weights = Later(lambda: decode_weights(current(), bench.model.dtype))
     starts = range(0, len(task.train), config.block)
+    asking = None
+    if config.iterative_deepening is not None:
+        asking = partial(ask_deepening, deepening=config.iterative_deepening)
     rows = []
     for number, start in enumerate(starts):
         name = f"{label}: sample" + (f" {number + 1}/{len(starts)}" if len(starts) > 1 else "")
@@ -186,6 +194,7 @@ def sample_blocks(
                 samples=config.samples,
                 seed=key,
                 label=name,
+                asking=asking,
             ),
         )
     return from_rows(rows)
@@ -197,15 +206,18 @@ def ask_together(
     task: Task,
     questions: Sequence[Example],
     split: str,
+    *,
+    asking: Callable[..., list[Answer]] | None = None,
     **settings: Any,
 ) -> list[dict]:
     """Rows of graded answers in the order of the questions; each process asks a share of them.
 
-    ``settings`` go to :func:`imm_jax.evaluation.ask`.
+    ``settings`` go to ``asking``, by default :func:`imm_jax.evaluation.ask`.
     """
     data, should_stop = bench.config.data, bench.meter.watching(bench.should_stop)
     settings |= {"shots": data.shots, "rule": data.answer_rule, "should_stop": should_stop}
-    ask_own = lambda own: ask(bench.model, weights, bench.tokenizer, task, own, **settings)
+    asking = asking or ask
+    ask_own = lambda own: asking(bench.model, weights, bench.tokenizer, task, own, **settings)
     rows = hosts.share(questions, lambda own: to_rows(ask_own(own)))
     flops = sampling_flops(bench.model.config, bench.prompts[task.name, split], rows)
     bench.meter.count(sum(row["tokens"] for row in rows), flops)

@@ -10,7 +10,7 @@ from imm_jax.select_config import SelectConfig
 # The tiny model's verdicts are babble, so every share of them has to do.
 SETTINGS = {rule: {"rule": rule} for rule in RULES}
 for rule in RULES:
-    if "judge" in RULES[rule].needs:
+    if {"judge", "scorer"} & set(RULES[rule].needs):
         SETTINGS[rule] |= {"min_share": 0.0, "judge_samples": 1}
 
 
@@ -32,16 +32,20 @@ def test_it_runs(rule, settings, tmp_path, monkeypatch):
         assert from_rows(kept) == select(from_rows(samples), SelectConfig(rule=rule))
 
 
-def test_verdicts_survive_a_cut(settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("rule", "asks", "holds"),
+    [("self_verify", "generate", "said"), ("n_critics", "ask_choices", "logprobs")],
+)
+def test_verdicts_survive_a_cut(rule, asks, holds, settings, tmp_path, monkeypatch):
     import imm_jax.rounds.judge
 
-    config = settings(rounds=1, arms={"imm": {}}, select=SETTINGS["self_verify"])
+    config = settings(rounds=1, arms={"imm": {}}, select=SETTINGS[rule])
     rows = run(config, tmp_path / "run")
     shared = tmp_path / "run/seed-0/round-1/shared"
     blocks = sorted(shared.glob("judge/*"))
-    assert len(blocks) > 1 and all(row["said"] for block in blocks for row in read_jsonl(block))
+    assert len(blocks) > 1 and all(row[holds] for block in blocks for row in read_jsonl(block))
     selected = (shared / "selected.jsonl").read_bytes()
     (shared / "selected.jsonl").unlink()
-    monkeypatch.delattr(imm_jax.rounds.judge, "generate")
+    monkeypatch.delattr(imm_jax.rounds.judge, asks)
     assert run(config, tmp_path / "run") == rows
     assert (shared / "selected.jsonl").read_bytes() == selected

@@ -1,0 +1,97 @@
+"""What a run's folder holds, read back for a report; what is missing is said, not an error."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from imm_jax.analysis.report import Answers, Question, Run
+from imm_jax.config import RunConfig, build, to_dict
+from imm_jax.errors import InputError
+from imm_jax.files import read_jsonl
+from imm_jax.rounds.output import CONFIG, METRICS, RECORD
+from imm_jax.rounds.run import load_tasks
+from imm_jax.tasks.prompts import question_text
+from imm_jax.yaml_files import read_yaml
+
+logger = logging.getLogger("imm_jax")
+
+ANALYSIS = "analysis.json"
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run that is finished, under way, or was cut off.
+
+    Raises:
+      InputError: it is no run's folder, has no result yet, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder, expected that of a run")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: holds no {CONFIG}, expected the folder of a run")
+    config = build(RunConfig, read_yaml(folder / CONFIG), str(folder / CONFIG))
+    if not (folder / METRICS).is_file():
+        raise InputError(f"{folder}: holds no {METRICS} yet, expected a run with results")
+    rows = read_jsonl(folder / METRICS)
+    if not rows or not all(_is_result(row) for row in rows):
+        raise InputError(f"{folder / METRICS}: expected the results of a run, a row each")
+    record = _read_object(folder / RECORD)
+    tasks = list(rows[0]["tasks"])
+    places = {(row["seed"], row["round"], row["arm"]) for row in rows}
+    answers = {place: _read_answers(folder, place, tasks) for place in sorted(places)}
+    questions, notes = _read_questions(config, record.get("tasks", {}), tasks)
+    return Run(
+        name=folder.resolve().name,
+        config=to_dict(config),
+        record=record,
+        rows=rows,
+        answers=answers,
+        questions=questions,
+        analysis=_read_object(folder / ANALYSIS),
+        notes=tuple(notes),
+    )
+
+
+def _is_result(row: dict) -> bool:
+    return {"seed", "round", "arm", "tasks", "in_domain", "out_of_domain"} <= row.keys()
+
+
+def _read_object(path: Path) -> dict:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+      InputError: it is something else.
+    """
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _read_answers(folder: Path, place: tuple[int, int, str], tasks: list[str]) -> Answers:
+    seed, t, arm = place
+    where = folder / "base" if arm == "base" else folder / f"seed-{seed}" / f"round-{t}" / arm
+    paths = {task: where / "answers" / f"{task}.jsonl" for task in tasks}
+    return {task: read_jsonl(path) for task, path in paths.items() if path.is_file()}
+
+
+def _read_questions(
+    config: RunConfig, sources: Mapping[str, str], names: list[str]
+) -> tuple[dict[str, dict[str, Question]], list[str]]:
+    """The run's test questions, as far as their source still gives the same ones."""
+    try:
+        tasks = load_tasks(config)
+    except (InputError, OSError) as error:
+        logger.warning(f"the questions cannot be read: {error}")
+        return {}, ["The questions could not be read again, so answers stand without them."]
+    same = [task for task in tasks if task.source == sources.get(task.name, task.source)]
+    found = {
+        task.name: {q.id: Question(question_text(q), q.answer) for q in task.test} for task in same
+    }
+    changed = [name for name in names if name not in found]
+    notes = [f"The questions of {', '.join(changed)} are no longer those of the run."]
+    return found, notes if changed else []
