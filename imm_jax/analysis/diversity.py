@@ -3,7 +3,8 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from imm_jax.analysis.bleu import self_bleu
 from imm_jax.analysis.scores import by_question, score_answers
@@ -11,6 +12,14 @@ from imm_jax.evaluation import Answer
 from imm_jax.tasks.votes import same_answers
 
 COLLAPSED = 0.5
+# For each figure what falls as samples grow alike.
+FALLING: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "distinct_2": lambda row: row["distinct_2"],
+    "self_bleu": lambda row: None if row["self_bleu"] is None else 1 - row["self_bleu"],
+    "answer_entropy": lambda row: row["answer_entropy"],
+    "token_entropy": lambda row: row["token_entropy"],
+    "unique_correct": lambda row: row["unique_correct"],
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,4 +133,21 @@ def rounds_to_collapse(values: Sequence[float], share: float = COLLAPSED) -> int
             found = None
         elif found is None:
             found = number
+    return found
+
+
+def collapse_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each seed, arm and figure the ``rounds`` to collapse, None for no collapse.
+
+    Args:
+      rows: figures as in :class:`Diversity` with ``seed``, ``arm`` and ``round``, rounds in order.
+    """
+    found = []
+    for seed, arm in dict.fromkeys((row["seed"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["seed"], row["arm"]) == (seed, arm)]
+        for name, value in FALLING.items():
+            values = [value(row) for row in own]
+            if None not in values:
+                rounds = rounds_to_collapse(values)
+                found.append({"seed": seed, "arm": arm, "figure": name, "rounds": rounds})
     return found

@@ -71,7 +71,7 @@ def solution_batches(
     params: PyTree,
     *,
     max_length: int = 512,
-    batch_size: int = 16,
+    batch_size: int = 8,
     micro_batch_size: int = 8,
 ) -> Batches:
     """Solutions in packed rows of one width, each once, for the functions below.

@@ -20,3 +20,9 @@ def tiny(request, tiny_config, random_params):
     """A model without, and one with, local layers and norms behind the products."""
     config = tiny_config(request.param)
     return Decoder(config), random_params(config)
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_config, random_params):
+    config = tiny_config("llama")
+    return Decoder(config), random_params(config)

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from imm_jax.analysis.diversity import answer_entropy, distinct_n, diversity, rounds_to_collapse
+from imm_jax.analysis.diversity import (
+    answer_entropy,
+    collapse_rows,
+    distinct_n,
+    diversity,
+    rounds_to_collapse,
+)
 from tests.rounds.samples import sample, samples
 
 
@@ -100,3 +106,19 @@ def test_collapse_lasts_to_the_end(values, share):
     found = rounds_to_collapse(values, share)
     starts = [t for t in range(1, len(values) + 1) if all(below[t - 1 :])]
     assert found == (starts[0] if starts else None)
+
+
+def test_collapse_of_each_seed_arm_and_figure():
+    row = lambda seed, arm, distinct, bleu, right: {
+        "seed": seed, "arm": arm, "distinct_2": distinct, "self_bleu": bleu,
+        "answer_entropy": 1.0, "token_entropy": 0.0, "unique_correct": right,
+    }  # fmt: skip
+    rows = [
+        row(0, "vanilla", 0.8, 0.2, 9), row(0, "imm", 0.8, None, 9),
+        row(0, "vanilla", 0.5, 0.7, 4), row(0, "imm", 0.3, 0.4, 9),
+    ]  # fmt: skip
+    found = {(r["arm"], r["figure"]): r["rounds"] for r in collapse_rows(rows)}
+    assert found["vanilla", "distinct_2"] is None and found["imm", "distinct_2"] == 2
+    assert found["vanilla", "self_bleu"] == 2  # 1 - 0.7 is below half of 1 - 0.2
+    assert ("imm", "self_bleu") not in found  # one sample a question has none
+    assert found["vanilla", "unique_correct"] == 2 and found["vanilla", "token_entropy"] is None

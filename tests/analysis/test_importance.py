@@ -88,16 +88,10 @@ def test_taylor_is_the_formula(tiny, solutions, batches):
         np.testing.assert_allclose(found.sums.modules[name], by_hand[row], rtol=2e-4)
     shares = by_hand.sum(axis=0) / by_hand.sum()
     np.testing.assert_allclose(found.layers, shares, rtol=2e-4)
+    whole = taylor_importance(model, params, batches_of(params, solutions, batch_size=5))
+    np.testing.assert_allclose(whole.layers, shares, rtol=2e-4)  # the split does not show
     outside = {path.split("/")[0]: x.sum() for path, x in products.items() if path[:6] != "layers"}
     assert found.sums.outside == pytest.approx(outside, rel=2e-4)
-
-
-def test_the_split_into_batches_does_not_show(tiny, solutions, batches):
-    model, params = tiny
-    one = taylor_importance(model, params, batches_of(params, solutions, batch_size=5))
-    np.testing.assert_allclose(
-        one.layers, taylor_importance(model, params, batches).layers, rtol=1e-4
-    )
 
 
 def rebuilt_without(model, params, layer):
@@ -148,16 +142,17 @@ def test_influence_is_one_minus_the_cosine(tiny, solutions, batches):
     np.testing.assert_allclose(block_influence(model, params, batches), sums / count, rtol=1e-4)
 
 
-def test_a_layer_that_does_nothing_does_not_matter(tiny, batches):
-    model, params = tiny
+def test_a_layer_that_does_nothing_does_not_matter(llama, solutions):
+    model, params = llama
+    batches = batches_of(params, solutions)
     idle = without_layer(params, 1)
     assert taylor_importance(model, idle, batches).sums.modules["attn/o"][1] == 0
     assert ablation_importance(model, idle, batches).layers[1] == 0
     assert block_influence(model, idle, batches)[1] == pytest.approx(0, abs=1e-6)
 
 
-def test_memory_is_no_more_than_in_training(tiny, solutions):
-    model, params = tiny
+def test_memory_is_no_more_than_in_training(llama, solutions):
+    model, params = llama
     config = TrainingConfig(batch_size=3, micro_batch_size=2)
     optimizer = make_optimizer(config)
     batch = batches_of(params, solutions)[0]
@@ -173,18 +168,20 @@ def test_memory_is_no_more_than_in_training(tiny, solutions):
     assert ours.alias_size_in_bytes >= num_bytes(params)
 
 
-def test_stopping_and_nothing_to_look_at(tiny, solutions, batches):
-    model, params = tiny
+def test_stopping_and_nothing_to_look_at(llama, solutions):
+    model, params = llama
+    batches = batches_of(params, solutions)
     with pytest.raises(Interrupted, match="Taylor"):
         taylor_importance(model, params, batches, should_stop=lambda: True)
     with pytest.raises(InputError, match="no sequence with a response"):
         solution_batches([Sequence((3, 4, 5), 3)], params)
 
 
-def test_one_program_for_all_batches_and_layers(tiny, solutions, batches):
+def test_one_program_for_all_batches_and_layers(llama, solutions):
     from imm_jax.analysis.importance import _add_loss
 
-    model, params = tiny
+    model, params = llama
+    batches = batches_of(params, solutions)
     _add_loss.clear_cache()
     ablation_importance(model, params, batches)
     mean_loss(model, params, batches)

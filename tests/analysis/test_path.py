@@ -19,5 +19,5 @@ def test_equal_steps_from_base_to_tuned_and_past_it():
     ("points", "beyond"), [(1, 1), (0, 1), (3, 0.5), (3, 99), (3, float("nan"))]
 )
 def test_other_lines_are_refused(points, beyond):
-    with pytest.raises(InputError, match="path: .*expected"):
+    with pytest.raises(InputError, match=r"path: .*expected"):
         path_weights(points, beyond)
