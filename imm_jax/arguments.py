@@ -124,6 +124,40 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(sub, temperature=0.0)
 
     sub = add(
+        "analyze",
+        "Diversity and collapse by round, weight change and importance by layer and how they "
+        "correlate, of a run or of two models; on demand accuracy between two models and on "
+        "trained, renumbered and new questions. Writes analysis.json and plots; what is there is "
+        "not made again.",
+        "imm-jax analyze runs/quickstart --importance taylor influence --path 5 --memorisation",
+    )
+    sub.add_argument("models", nargs="+", metavar="RUN|BASE TUNED",
+                     help=f"a run's folder; or two models, each {MODEL_HELP}")  # fmt: skip
+    sub.add_argument("--output", metavar="DIR", help="folder for the results (default: the run's)")
+    sub.add_argument("--importance", nargs="*", choices=("taylor", "ablation", "influence"),
+                     help="measures of the base's layers on right solutions: a run's kept ones, "
+                     "or new samples (default: taylor for a run, none for models)")  # fmt: skip
+    sub.add_argument("--solutions", type=_whole(1), default=64, metavar="N",
+                     help="right solutions to take at most (default: 64)")  # fmt: skip
+    sub.add_argument("--path", type=_whole(2), metavar="POINTS",
+                     help="accuracy and loss at so many points from base to tuned")  # fmt: skip
+    sub.add_argument("--beyond", type=float, default=1.0, metavar="WEIGHT",
+                     help="let the path go on past the tuned model, at 1")  # fmt: skip
+    sub.add_argument("--memorisation", action="store_true",
+                     help="accuracy on trained, renumbered and new questions")  # fmt: skip
+    sub.add_argument("--questions", type=_whole(1), metavar="N",
+                     help="of each task at most (default: the run's, or all)")  # fmt: skip
+    sub.add_argument("--arm", help="of a run: whose last model is the tuned one (default: the "
+                     "first whose model is not merged, or else the last)")  # fmt: skip
+    sub.add_argument("--tasks", nargs="+", default=[], metavar="TASK",
+                     help="of two models: what to ask, the in-domain task first")  # fmt: skip
+    sub.add_argument("--style", help="of two models: prompt style (default: few_shot)")
+    sub.add_argument("--shots", type=_whole(0), help="of two models: worked examples (default: 8)")
+    sub.add_argument("--max-new-tokens", type=_whole(1), metavar="N",
+                     help="of two models: an answer's length at most (default: 256)")  # fmt: skip
+    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
+
+    sub = add(
         "merge",
         "Merge the models of a recipe (mergekit's YAML) into a new folder, in the memory of a few "
         "blocks; or a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - "

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from imm_jax.analyze_command import analyze
 from imm_jax.arguments import parse
 from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
 from imm_jax.errors import InputError, Interrupted
@@ -164,6 +165,7 @@ COMMANDS = {
     "run": _run,
     "generate": _generate,
     "evaluate": evaluate,
+    "analyze": analyze,
     "merge": merge,
     "convert": _convert,
     "plan": plan,

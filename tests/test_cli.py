@@ -32,7 +32,7 @@ from tests.answering import (
     write_questions,
 )
 
-COMMANDS = ("run", "generate", "evaluate", "merge", "convert", "plan", "report")
+COMMANDS = ("run", "generate", "evaluate", "analyze", "merge", "convert", "plan", "report")
 SHORT = ("--max-new-tokens", "16", "--batch-size", "16")
 PLAIN = ("--style", "plain", "--temperature", "0", *SHORT)
 

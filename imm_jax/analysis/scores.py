@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
 
 def score_answers(answers: Sequence[Answer], answer_type: str) -> TaskScore:
     """The score of generated answers, as many to each question."""
-    plain, rows = score(answers), list(_by_question(answers).values())
+    plain, rows = score(answers), list(by_question(answers).values())
     samples = len(rows[0])
     found = {
         "accuracy": plain.accuracy,
@@ -90,7 +90,7 @@ def verdicts(answers: Sequence[Answer], answer_type: str) -> dict[str, bool]:
 
     With one sample a question that is the sample's own verdict. Without any answer it is False.
     """
-    questions = _by_question(answers)
+    questions = by_question(answers)
     stated = [[answer.answer for answer in row] for row in questions.values()]
     votes = [majority(places) for places in same_answers(answer_type, stated)]
     return {
@@ -170,7 +170,8 @@ def _share(right) -> Share:
     return Share(accuracy, *wilson_interval(accuracy, len(right)))
 
 
-def _by_question(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+def by_question(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """The answers to each question, questions and answers in their order."""
     questions: dict[str, list[Answer]] = {}
     for answer in answers:
         questions.setdefault(answer.id, []).append(answer)

@@ -1,0 +1,116 @@
+"""What a run has left in its folder, for those that look at it afterwards."""
+
+import dataclasses
+from pathlib import Path
+
+from imm_jax.config import RunConfig, load_config
+from imm_jax.errors import InputError
+from imm_jax.evaluation import Answer
+from imm_jax.files import read_jsonl
+from imm_jax.rounds.output import CONFIG, METRICS
+from imm_jax.rounds.select import from_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One round of one arm from one seed."""
+
+    seed: int
+    round: int
+    arm: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, round {self.round}, {self.arm}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A run's folder.
+
+    Attributes:
+      path: where it is.
+      config: the run's settings.
+      metrics: the rows of ``metrics.jsonl``, which hold every finished round.
+    """
+
+    path: Path
+    config: RunConfig
+    metrics: list[dict]
+
+    def places(self) -> list[Place]:
+        """Finished rounds, in their order; the original model is none."""
+        rows = [row for row in self.metrics if row["round"] > 0]
+        return [Place(row["seed"], row["round"], row["arm"]) for row in rows]
+
+    def row(self, place: Place) -> dict:
+        """The metrics of a round."""
+        return next(
+            row
+            for row in self.metrics
+            if (row["seed"], row["round"], row["arm"]) == dataclasses.astuple(place)
+        )
+
+    def samples(self, place: Place) -> list[Answer]:
+        """All graded samples that the round drew, in the order of the questions."""
+        blocks = sorted((self._drawn(place) / "samples").glob("*.jsonl"))
+        if not blocks:
+            raise InputError(f"{self._drawn(place)}/samples: no samples there, expected a run's")
+        return from_rows([row for block in blocks for row in read_jsonl(block)])
+
+    def selected(self, place: Place) -> list[Answer]:
+        """The samples that the round trained on."""
+        return from_rows(read_jsonl(self._drawn(place) / "selected.jsonl"))
+
+    def trained_on(self, last: Place) -> set[str]:
+        """The questions whose samples an arm was trained on, up to a round."""
+        return {
+            answer.id
+            for place in self.places()
+            if (place.seed, place.arm) == (last.seed, last.arm) and place.round <= last.round
+            for answer in self.selected(place)
+        }
+
+    def merges(self, arm: str) -> bool:
+        """Whether an arm's model M_t is another than theta_t."""
+        settings = self.config.arms[arm]
+        return settings.weight != 1.0 or settings.drop_rate != 0.0
+
+    def models(self, place: Place) -> dict[str, Path]:
+        """The checkpoints kept of a round: ``model`` (M_t) and, of arms that merge, ``tuned``
+        (theta_t), which a run keeps where it is told to keep all.
+        """
+        folders = {"model": self._own(place) / "model"}
+        if self.merges(place.arm):
+            folders["tuned"] = self._drawn(place) / "tuned"
+        return {name: folder for name, folder in folders.items() if folder.is_dir()}
+
+    def _own(self, place: Place) -> Path:
+        return self.path / f"seed-{place.seed}" / f"round-{place.round}" / place.arm
+
+    def _drawn(self, place: Place) -> Path:
+        """Arms share the first round's samples and fine-tune."""
+        own = self._own(place)
+        return own.with_name("shared") if place.round == 1 else own
+
+
+def read_run(path: str | Path) -> RunFolder:
+    """Reads a run's folder.
+
+    Raises:
+      InputError: it is no run's folder, or no round of the run is finished.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: no {CONFIG} there, expected a run's folder")
+    config = load_config(path / CONFIG)
+    rows = read_jsonl(path / METRICS) if (path / METRICS).is_file() else []
+    for number, row in enumerate(rows, 1):
+        for key, kind in (("seed", int), ("round", int), ("arm", str)):
+            if not isinstance(row.get(key), kind):
+                raise InputError(
+                    f"{path / METRICS}:{number}: {key} is {row.get(key)!r}, expected a "
+                    f"{'whole number' if kind is int else 'name'}"
+                )
+    if not any(row["round"] > 0 for row in rows):
+        raise InputError(f"{path}: no round of this run is finished, expected one at least")
+    return RunFolder(path, config, rows)
