@@ -213,7 +213,7 @@ def _run(
         drawn = answer(
             program.model, program.language, current, train, key, program.sampling, program.samples
         )
-        kept = select(drawn, program.samples, program.deduplicate)
+        kept = select(drawn, program.deduplicate)
         start = base if program.start_from == "base" else current
         order = lambda epoch, count: orders[member.row, t - 1, epoch, count]
         tuned = fit(program.model, program.training, start, train, drawn, kept, order)

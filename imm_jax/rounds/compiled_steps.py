@@ -144,7 +144,7 @@ def _fresh(tokens: Array, length: Array, samples: int) -> Array:
     return ~jnp.any(jnp.tril(same, -1), axis=-1).reshape(-1)
 
 
-def select(drawn: Samples, samples: int, deduplicate: bool) -> Bool[Array, "N"]:
+def select(drawn: Samples, deduplicate: bool) -> Bool[Array, "N"]:
     """The right samples; with ``deduplicate`` the first of those of a question that are equal.
 
     Equal samples are equally right, so the first of all is the first of the right ones.
