@@ -108,6 +108,46 @@ def keep(layers: list, rows: Int[Array, "P N"]) -> list:
     return jax.tree.map(pick, layers)
 
 
+def decode_step(
+    model: Decoder,
+    weights: dict,
+    prefix: Prefix | None,
+    layers: list,
+    rows: Rows,
+    limit: int | Int[Array, ""],
+    temperature: float | Float[Array, ""],
+    *,
+    eos: tuple[int, ...],
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+):
+    """Runs every row's newest token through the model and samples the next.
+
+    Arguments as in :func:`decode_chunk`; returns ``(layers, rows, token [B], logprob [B])``.
+    """
+    hidden, cache = extend(model, weights, KVCache(layers, prefix), rows.token[:, None], rows.slot)
+    logits_BV = logits_of(model, weights, hidden[:, 0])
+    draws = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key), rows.count)
+    uniform_B = jax.vmap(jax.random.uniform)(draws)
+    token_B = sample_tokens(
+        logits_BV, uniform_B, temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    live = ~rows.done
+    count = rows.count + live
+    ended = jnp.isin(token_B, jnp.array(eos, jnp.int32)) if eos else jnp.zeros_like(live)
+    rows = Rows(
+        token=jnp.where(live, token_B, rows.token),
+        slot=rows.slot + live,
+        count=count,
+        done=rows.done | ended | (count >= limit),
+        key=rows.key,
+    )
+    return cache.layers, rows, token_B, logprob_B
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("model", "steps", "eos", "top_k", "top_p", "min_p"),
@@ -154,30 +194,13 @@ def decode_chunk(
 
     def one_step(carry):
         step, layers, rows, tokens, logprobs = carry
-        hidden, cache = extend(
-            model, weights, KVCache(layers, prefix), rows.token[:, None], rows.slot
-        )
-        logits_BV = logits_of(model, weights, hidden[:, 0])
-        draws = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key), rows.count)
-        uniform_B = jax.vmap(jax.random.uniform)(draws)
-        token_B = sample_tokens(
-            logits_BV, uniform_B, temperature, top_k=top_k, top_p=top_p, min_p=min_p
-        )
-        chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-        logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
-        live = ~rows.done
-        count = rows.count + live
-        ended = jnp.isin(token_B, jnp.array(eos, jnp.int32)) if eos else jnp.zeros_like(live)
-        rows = Rows(
-            token=jnp.where(live, token_B, rows.token),
-            slot=rows.slot + live,
-            count=count,
-            done=rows.done | ended | (count >= limit),
-            key=rows.key,
-        )
+        layers, rows, token_B, logprob_B = decode_step(
+            model, weights, prefix, layers, rows, limit, temperature,
+            eos=eos, top_k=top_k, top_p=top_p, min_p=min_p,
+        )  # fmt: skip
         tokens = jax.lax.dynamic_update_slice(tokens, token_B[:, None], (0, step))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob_B[:, None], (0, step))
-        return step + 1, cache.layers, rows, tokens, logprobs
+        return step + 1, layers, rows, tokens, logprobs
 
     start = (jnp.int32(0), layers, rows, tokens, logprobs)
     _, layers, rows, tokens, logprobs = jax.lax.while_loop(unfinished, one_step, start)

@@ -130,8 +130,17 @@ def check_lengths(model: Decoder, tokens: Sequence[Sequence[int]], new: int) -> 
 def _keys(seed: int | jax.Array, ids: Sequence[str], samples: int) -> np.ndarray:
     """Random keys ``[prompts, samples, 2]`` from the seed, each prompt's id, the sample number."""
     key = jax.random.key(seed) if isinstance(seed, int) else seed
-    names = jnp.array([zlib.crc32(name.encode()) for name in ids], jnp.uint32)
+    return np.asarray(sample_keys(key, jnp.asarray(hash_ids(ids)), samples))
+
+
+def hash_ids(ids: Sequence[str]) -> np.ndarray:
+    """CRC-32 of each prompt's id, uint32 ``[prompts]``."""
+    return np.array([zlib.crc32(name.encode()) for name in ids], np.uint32)
+
+
+def sample_keys(key: jax.Array, names: jax.Array, samples: int) -> jax.Array:
+    """The keys ``[prompts, samples, 2]`` of the samples of prompts whose ids hash to ``names``."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     numbers = jnp.arange(samples)
     keys = jax.vmap(lambda k: fold(k, numbers))(fold(key, names))
-    return np.asarray(jax.random.key_data(keys))
+    return jax.random.key_data(keys)

@@ -57,6 +57,11 @@ def prepare(sequences: Sequences[Sequence], max_length: int) -> Prepared:
     return Prepared(tuple(kept), truncated, len(sequences) - len(kept))
 
 
+def visiting_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order in which an epoch visits ``count`` sequences, from 0."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
 class Batches:
     """Random access to the batches of a fine-tune: ``batches[step]``.
 
@@ -101,7 +106,7 @@ class Batches:
     def chosen(self, step: int) -> list[Sequence]:
         """The sequences of a step, longest first."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.sequences))
+        order = visiting_order(self.seed, epoch, len(self.sequences))
         size = self.config.batch_size
         chosen = [self.sequences[i] for i in order[index * size : (index + 1) * size]]
         return sorted(chosen, key=lambda sequence: len(sequence.tokens), reverse=True)
