@@ -4,6 +4,7 @@ Training and scoring scan a stack of layers (``Decoder.__call__``); sampling wal
 with a key-value cache (``imm_jax.models.cache``). Both run the same ``Block``.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -199,9 +200,8 @@ class Decoder(nn.Module):
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         self.embed = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=init)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.layers = nn.scan(
-            block,
+            Block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
@@ -236,8 +236,28 @@ class Decoder(nn.Module):
         x_BTD = x_BTD * jnp.asarray(self.config.embed_scale, self.dtype)
         tables = make_tables(self.config, positions, [(positions, same)])
         x_BTD = constrain(x_BTD, ROWS)
-        x_BTD, _ = self.layers(x_BTD, tables, layer_kinds(self.config)[1])
+        if self.remat and not self.is_initializing():
+            x_BTD = self._recomputed(x_BTD, tables)
+        else:
+            x_BTD, _ = self.layers(x_BTD, tables, layer_kinds(self.config)[1])
         return self.final_norm(x_BTD)
+
+    def _recomputed(self, x_BTD: Float[Array, "B T D"], tables: Tables) -> Float[Array, "B T D"]:
+        """The layers, with blocks recomputed in the backward pass.
+
+        A plain scan that takes its layer out of the stack, not a lifted one that is handed slices:
+        so a layer's gradient can be added to the stack's where it lies (``train_step``).
+        """
+        block = Block(self.config, self.dtype, parent=None)
+        stack, kinds = self.variables["params"]["layers"], jnp.asarray(layer_kinds(self.config)[1])
+
+        def run(x_BTD, layer):
+            take = partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
+            params = jax.tree.map(take, stack)
+            return block.apply({"params": params}, x_BTD, tables, kinds[layer])[0], None
+
+        run = jax.checkpoint(run, prevent_cse=False)
+        return jax.lax.scan(run, x_BTD, jnp.arange(self.config.num_hidden_layers))[0]
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ whose arrays carry the layer axis where the kernel does.
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -117,27 +117,31 @@ def _merge(kernel: Array, a: Array, b: Array, alpha: float) -> Array:
     return (kernel.astype(jnp.float32) + alpha / a.shape[-1] * product).astype(kernel.dtype)
 
 
-def attach(params: PyTree, adapters: Adapters, alpha: float) -> PyTree:
+def attach(params: PyTree, adapters: Adapters) -> PyTree:
     """``params``, a nested dict, with each adapter beside its kernel; :func:`low_rank` reads them.
 
-    Kernels are neither copied nor changed, and ``b`` carries the factor ``alpha / rank``.
+    Nothing is copied or changed.
     """
     flat = flatten_dict(params, sep="/")
     for path, adapter in adapters.items():
         folder = path.removesuffix("kernel")
-        flat[folder + A] = adapter["a"]
-        flat[folder + B] = adapter["b"] * (alpha / adapter["a"].shape[-1])
+        flat[folder + A], flat[folder + B] = adapter["a"], adapter["b"]
     return unflatten_dict(flat, sep="/")
 
 
-def low_rank(call, args, kwargs, context: nn.module.InterceptorContext) -> Any:
-    """For ``nn.intercept_methods``: adds ``x a b`` to each ``nn.Dense`` with an adapter attached.
+def low_rank(alpha: float) -> Callable:
+    """For ``nn.intercept_methods``: adds ``(alpha / rank) x a b`` to each ``nn.Dense`` that has an
+    adapter attached.
 
     ``W + a b`` and the gradient of ``W`` are never formed, and the model needs no change.
     """
-    y, module = call(*args, **kwargs), context.module
-    applied = isinstance(module, nn.Dense) and context.method_name == "__call__"
-    if not applied or not module.has_variable("params", A):
-        return y
-    a, b = (module.get_variable("params", name).astype(y.dtype) for name in (A, B))
-    return y + args[0].astype(y.dtype) @ a @ b
+
+    def add(call, args, kwargs, context: nn.module.InterceptorContext) -> Any:
+        y, module = call(*args, **kwargs), context.module
+        applied = isinstance(module, nn.Dense) and context.method_name == "__call__"
+        if not applied or not module.has_variable("params", A):
+            return y
+        a, b = (module.get_variable("params", name).astype(y.dtype) for name in (A, B))
+        return y + args[0].astype(y.dtype) @ a * (alpha / a.shape[-1]) @ b
+
+    return add

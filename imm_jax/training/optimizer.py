@@ -39,11 +39,12 @@ def learning_rate(
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, the scaling that ``config.optimizer`` names, decay, the schedule.
 
-    ``update`` takes ``step`` and ``total_steps`` besides gradients, state and parameters.
+    ``update`` takes ``step`` and ``total_steps`` besides gradients, state and parameters, and
+    ``grad_norm`` from a caller who has it.
     """
     parts = list(SCALINGS[config.optimizer](config))
     if config.max_grad_norm is not None:
-        parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
+        parts.insert(0, _clip_by_global_norm(config.max_grad_norm))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=_decayed))
     return optax.chain(*parts, _scale_by_schedule(config))
@@ -87,6 +88,17 @@ def _each_tensor(scaling: optax.GradientTransformation) -> optax.GradientTransfo
         return updates, state
 
     return optax.GradientTransformation(lambda params: per_tensor(scaling.init, params), update)
+
+
+def _clip_by_global_norm(most: float) -> optax.GradientTransformationExtraArgs:
+    """As optax's, but by a product with the norm at hand: no copy of the gradient is written."""
+
+    def update(updates, state, params=None, *, grad_norm=None, **_):
+        norm = optax.global_norm(updates) if grad_norm is None else grad_norm
+        factor = jnp.minimum(1.0, most / norm)
+        return jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def _decayed(params: PyTree) -> PyTree:

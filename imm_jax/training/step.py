@@ -62,12 +62,13 @@ def make_train_step(
     learning_rate, skipped (1 where the step changed nothing, else 0).
     """
     optimizer = optax.with_extra_args_support(optimizer)
+    adapt = low_rank(config.lora.alpha if config.lora else 0.0)  # changes what has an adapter
 
     def loss_sum(params: PyTree, frozen: PyTree, batch: Batch, index) -> tuple[Array, LossSums]:
         tokens, targets, mask, positions, segment_ids = jax.tree.map(lambda x: x[index], batch[:5])
         if config.lora is not None:
-            params = attach(frozen, params, config.lora.alpha)
-        with nn.intercept_methods(low_rank):  # does nothing where nothing is attached
+            params = attach(frozen, params)
+        with nn.intercept_methods(adapt):
             hidden_BTD = model.apply(
                 {"params": params}, tokens, positions, segment_ids, method="hidden"
             )
@@ -82,22 +83,29 @@ def make_train_step(
         state: TrainState, batch: Batch, frozen: PyTree = None
     ) -> tuple[TrainState, Metrics]:
         def accumulate(index, total):
-            new = jax.grad(loss_sum, has_aux=True)(state.params, frozen, batch, index)
-            return jax.tree.map(jnp.add, total, constrain_params(new))
+            one = partial(loss_sum, frozen=frozen, batch=batch, index=index)
+            loss, backward, sums = jax.vjp(one, state.params, has_aux=True)
+            grads = jax.tree.map(jax.new_ref, total[0])
+            backward.with_refs(grads)(jnp.ones_like(loss))  # adds in place: one gradient exists
+            grads = constrain_params(jax.tree.map(jax.freeze, grads))
+            return grads, jax.tree.map(jnp.add, total[1], sums)
 
         # A loop to a traced count: a short last batch, or a well-packed one, costs no more than it
         # holds, and none compiles anew.
         zeros = jax.tree.map(jnp.zeros_like, (state.params, LossSums(*jnp.zeros(3))))
         zeros = constrain_params(zeros)
         grads, sums = jax.lax.fori_loop(0, batch.micro_batches, accumulate, zeros)
-        grads = jax.tree.map(lambda g: g / sums.tokens, grads)
 
         counts = {"step": state.step, "total_steps": state.total_steps}
-        norm = optax.global_norm(grads)
+        norm = optax.global_norm(grads) / sums.tokens
         good = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
 
         def update(params, opt_state):
-            updates, opt_state = optimizer.update(grads, opt_state, params, **counts)
+            # A product, because XLA writes quotients out: another copy of the gradient.
+            mean = jax.tree.map(lambda g: g * (1 / sums.tokens), grads)
+            updates, opt_state = optimizer.update(
+                mean, opt_state, params, grad_norm=norm, **counts
+            )
             return optax.apply_updates(params, updates), opt_state
 
         new = jax.lax.cond(good, update, lambda *old: old, state.params, state.opt_state)

@@ -124,8 +124,8 @@ def ours_of_one_layer(x, kernel, bias, a, b, cotangent):
 
     @jax.jit
     def run(adapter, x):
-        with nn.intercept_methods(low_rank):
-            return model.apply({"params": attach(params, {"kernel": adapter}, 6.0)}, x)
+        with nn.intercept_methods(low_rank(6.0)):
+            return model.apply({"params": attach(params, {"kernel": adapter})}, x)
 
     y, back = jax.vjp(run, {"a": jnp.float32(a), "b": jnp.float32(b)}, jnp.float32(x))
     grads, d_x = back(jnp.float32(cotangent))
