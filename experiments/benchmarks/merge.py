@@ -6,8 +6,9 @@
 File to file: two randomly initialised Llama checkpoints of 1.1 B bfloat16 parameters (2.2 GB each),
 merged by ``imm-jax merge`` and by mergekit's own command, each from the same YAML file and in
 processes of their own, alternating. The floor reads both files and writes one of the same size.
-Seconds are those of the whole process; what importing takes of them stands apart. Peak memory is
-anonymous memory (what does not lie in a file), sampled every 20 ms over the process and its
+Seconds are those of the whole process; what importing takes of them stands apart. The first run of
+a method compiles its programs and the others find them in the cache, as users' runs do. Peak memory
+is anonymous memory (what does not lie in a file), sampled every 20 ms over the process and its
 children.
 
 In memory: ``merge_params`` of one pair, bytes moved (read two, write one) a second, against a copy

@@ -1,9 +1,6 @@
 """Exact order statistics of numbers that come in blocks and are never in memory together."""
 
-import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +9,7 @@ from imm_jax.merging.statistics import NOTHING, Largest
 
 SAMPLED = 1 << 14  # numbers of a block from which bounds are guessed
 HELD = 1 << 22  # candidates in memory at once
-IN_CACHE = 1 << 16  # elements ranked at once by a thread
+IN_CACHE = 1 << 16  # elements ranked at once
 WHOLE = (0, int(NOTHING) + 1)
 
 
@@ -134,9 +131,8 @@ def row_ranks(x: np.ndarray, axis: int = -1) -> np.ndarray:
     rows = np.ascontiguousarray(moved, np.float32).reshape(-1, length)
     ranks = np.empty_like(rows)
     step = max(1, IN_CACHE // length)
-    parts = [slice(i, i + step) for i in range(0, len(rows), step)]
-    # NumPy sorts without Python's lock.
-    list(_threads().map(lambda part: _rank(rows[part], ranks[part]), parts))
+    for start in range(0, len(rows), step):
+        _rank(rows[start : start + step], ranks[start : start + step])
     return np.moveaxis(ranks.reshape(moved.shape), -1, axis)
 
 
@@ -144,14 +140,7 @@ def _rank(rows: np.ndarray, ranks: np.ndarray) -> None:
     length = rows.shape[1]
     pairs = _bits(rows).astype(np.int64)
     pairs <<= 32
-    pairs |= np.arange(length)
+    pairs |= np.arange(rows.size).reshape(rows.shape)
     pairs.sort(axis=-1)
     pairs &= 0xFFFFFFFF
-    pairs += np.arange(0, rows.size, length)[:, None]
-    share = np.arange(length, dtype=np.float32) / np.float32(length - 1)
-    ranks.reshape(-1)[pairs] = share
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
+    ranks.reshape(-1)[pairs] = np.arange(length, dtype=np.float32) / np.float32(length - 1)

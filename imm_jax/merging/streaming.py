@@ -8,28 +8,28 @@ bit for bit where statistics are counts, otherwise up to the rounding of float32
 """
 
 import functools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError
 from imm_jax.merging import exact
+from imm_jax.merging.ahead import THREADS, map_ahead
+from imm_jax.merging.block_program import PARTIAL, block_program
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.outofcore import row_ranks, select
-from imm_jax.merging.program import Inputs, Place, add_up, kind_of, run
-from imm_jax.merging.protocol import Chain, Tensor, chain, fan_in_axis
+from imm_jax.merging.program import Inputs, Place, kind_of
+from imm_jax.merging.protocol import Chain, Tensor, Transform, chain, fan_in_axis
 from imm_jax.merging.random_bits import hash_path
 from imm_jax.merging.statistics import Largest, Ranks, Totals
 
 BLOCK = 1 << 20  # elements; larger ones are no faster, smaller ones cost dispatches
 SMALL = 1 << 14  # for what is left of a tensor: norms, biases
-IN_FLIGHT = 2  # blocks computed while others are read and written
-PARTIAL = 32  # elements that are summed in float32; their sums are added up in float64
+KEPT = 1 << 25  # elements of a tensor, over all models, that are kept from one pass to the next
+IN_FLIGHT = THREADS + 2  # blocks read, computed, and waiting to be written
 
 Read = Callable[[int, int], np.ndarray]
 
@@ -59,6 +59,20 @@ class Part(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+class Task(NamedTuple):
+    """A tensor to merge, and how.
+
+    Attributes:
+      part: the tensor.
+      transform: as in :func:`imm_jax.merging.merge_params`.
+      shared: what :func:`measure_model` gave, where a transform measures the whole model.
+    """
+
+    part: Part
+    transform: Any
+    shared: Sequence[Any] | None = None
+
+
 class Block(NamedTuple):
     """Elements ``[start, start + size)`` of a tensor, padded with zeros to ``shape``."""
 
@@ -67,28 +81,64 @@ class Block(NamedTuple):
     shape: tuple[int, ...]
 
 
+class _Pass(NamedTuple):
+    """A tensor to go through, up to the transform at ``stop``, with what those before measured."""
+
+    part: Part
+    transforms: Chain
+    statistics: Sequence[Any]
+    stop: int
+
+    @property
+    def used(self) -> Chain:
+        """The transforms that run or measure."""
+        return self.transforms[: self.stop + 1]
+
+    @property
+    def reach(self) -> str:
+        """How far they look."""
+        reaches = [item.reach for item in self.used]
+        return max(reaches, key=("element", "row", "tensor").index, default="element")
+
+
 def merge_part(
     part: Part, transform: Any, key: Array | None = None, shared: Sequence[Any] | None = None
 ) -> Iterator[np.ndarray]:
     """Merges one tensor and yields the flattened result in consecutive pieces.
 
+    Args and errors are those of :func:`merge_parts`.
+    """
+    for _, piece in merge_parts([Task(part, transform, shared)], key):
+        yield piece
+
+
+def merge_parts(
+    tasks: Iterable[Task], key: Array | None = None
+) -> Iterator[tuple[Part, np.ndarray]]:
+    """Merges tensors one after another and yields the flattened results in consecutive pieces.
+
+    Threads read and compute what comes next while a piece is used, also across tensors.
+
     Args:
-      part: the tensor.
-      transform: as in :func:`imm_jax.merging.merge_params`.
+      tasks: the tensors.
       key: a threefry2x32 key, for transforms that draw random numbers.
-      shared: what :func:`measure_model` gave, where a transform measures the whole model.
 
     Raises:
       InputError: a transform measures the whole model and ``shared`` is missing, or a random one
         has no key.
     """
-    transforms = chain(transform)
-    _check(transforms, key, shared)
-    statistics = _measure_tensor(part, transforms, key, shared or [None] * len(transforms))
-    yield from (
-        result.reshape(-1)[: block.size]
-        for block, result in _map_blocks(part, transforms, key, statistics, len(transforms))
-    )
+
+    def passes() -> Iterator[_Pass]:
+        for part, transform, shared in tasks:
+            transforms = chain(transform)
+            _check(transforms, key, shared)
+            if part.size * (1 + len(part.tuned)) <= KEPT and any(map(_is_gathered, transforms)):
+                part = _read_once(part)
+            found = _measure_tensor(part, transforms, key, shared or [None] * len(transforms))
+            yield _Pass(part, transforms, found, len(transforms))
+
+    for (one, block), result in _map_blocks(passes(), key):
+        yield one.part, result.reshape(-1)[: block.size]
 
 
 def measure_model(parts: Sequence[Part], transform: Any, key: Array | None = None) -> list[Any]:
@@ -107,8 +157,9 @@ def measure_model(parts: Sequence[Part], transform: Any, key: Array | None = Non
         local = [_measure_tensor(part, transforms[:index], key, shared[:index]) for part in chosen]
 
         def blocks(chosen=chosen, local=local, index=index) -> Iterator[tuple[Block, Any]]:
-            for part, statistics in zip(chosen, local, strict=True):
-                yield from _map_blocks(part, transforms, key, statistics, index)
+            passes = [_Pass(p, transforms, s, index) for p, s in zip(chosen, local, strict=True)]
+            for (_, block), values in _map_blocks(passes, key):
+                yield block, values
 
         size = sum(part.size for part in chosen)
         models = len(parts[0].tuned) if parts else 0
@@ -129,16 +180,28 @@ def _check(transforms: Chain, key: Array | None, shared: Sequence[Any] | None) -
             raise InputError(f"{item.name} measures the whole model: pass what measure_model gave")
 
 
+def _is_gathered(item: Transform) -> bool:
+    """Whether a tensor is gone through for its measure. Ranks are local to a block."""
+    return isinstance(item.measure, Totals | Largest) and item.scope == "tensor"
+
+
+def _read_once(part: Part) -> Part:
+    """The part with reads that are remembered as long as it is."""
+    reads = {read: functools.cache(read) for read in {part.base, *part.tuned}}
+    return part._replace(base=reads[part.base], tuned=tuple(reads[read] for read in part.tuned))
+
+
 def _measure_tensor(
     part: Part, transforms: Chain, key: Array | None, shared: Sequence[Any]
 ) -> list[Any]:
     """The statistic of each transform; None for those without, and for Ranks, which are local."""
     found: list[Any] = []
     for index, item in enumerate(transforms):
-        if item.measure is None or item.scope == "model" or isinstance(item.measure, Ranks):
+        if not _is_gathered(item):
             found.append(shared[index])
             continue
-        blocks = functools.partial(_map_blocks, part, transforms, key, found, index)
+        one = _Pass(part, transforms, tuple(found), index)
+        blocks = lambda one=one: ((b, x) for (_, b), x in _map_blocks([one], key))
         found.append(_gather(item.measure, blocks, part.size, len(part.tuned)))
     return found
 
@@ -185,44 +248,43 @@ def _blocks(part: Part, reach: str) -> Iterator[Block]:
 
 
 def _map_blocks(
-    part: Part, transforms: Chain, key: Array | None, statistics: Sequence[Any], stop: int
-) -> Iterator[tuple[Block, Any]]:
-    """Runs the transforms before ``stop`` on each block, and what comes there.
+    passes: Iterable[_Pass], key: Array | None
+) -> Iterator[tuple[tuple[_Pass, Block], Any]]:
+    """Goes through tensors block by block, with :func:`_run_block` on threads."""
+    blocks = ((one, block) for one in passes for block in _blocks(one.part, one.reach))
+    cost = lambda item: max(item[1].size, SMALL)
+    return map_ahead(lambda item: _run_block(*item, key), blocks, cost, IN_FLIGHT * BLOCK)
+
+
+def _run_block(one: _Pass, block: Block, key: Array | None) -> Any:
+    """Runs the transforms before ``stop`` on a block, and what comes there.
 
     That is the values which the transform at ``stop`` measures, or the merged block after the last.
     """
-    used = transforms[: stop + 1]
-    reach = max((item.reach for item in used), key=("element", "row", "tensor").index, default="")
-    once = any(item.once for item in used)
-    waiting: deque[tuple[Block, Any]] = deque()
-    for block in _blocks(part, reach or "element"):
-        leaf = kind_of(
-            Leaf(part.name, part.name, None, False, None, block.shape, np.dtype(part.dtype)), used
-        )
-        values = {read: _read(read, block) for read in {part.base, *part.tuned}}
-        inputs = Inputs(
-            values[part.base],
-            tuple(values[read] for read in part.tuned),
-            tuple(
-                exact.to_double(_read(w, block) if callable(w) else np.float64(w))
-                for w in part.weights
-            ),
-        )
-        place = Place(hash_path(part.name), np.uint32(0), np.uint32(block.start % 2**32))
-        local = list(statistics[:stop])
-        for index, item in enumerate(transforms[:stop]):
-            if isinstance(item.measure, Ranks):
-                program = _program(leaf, transforms, index, once)
-                values = program(inputs, key, place, local[:index], np.int32(block.size))
-                axis = item.measure.axis(_tensor_of(part)) if len(block.shape) > 1 else -1
-                local[index] = [row_ranks(np.asarray(x), axis) for x in values]
-        program = _program(leaf, transforms, stop, once)
-        waiting.append((block, program(inputs, key, place, local, np.int32(block.size))))
-        if len(waiting) > IN_FLIGHT:
-            done, result = waiting.popleft()
-            yield done, jax.tree.map(np.asarray, result)
-    for done, result in waiting:
-        yield done, jax.tree.map(np.asarray, result)
+    part, transforms, statistics, stop = one
+    once = any(item.once for item in one.used)
+    leaf = kind_of(
+        Leaf(part.name, part.name, None, False, None, block.shape, np.dtype(part.dtype)), one.used
+    )
+    values = {read: _read(read, block) for read in {part.base, *part.tuned}}
+    inputs = Inputs(
+        values[part.base],
+        tuple(values[read] for read in part.tuned),
+        tuple(
+            exact.to_double(_read(w, block) if callable(w) else np.float64(w)) for w in part.weights
+        ),
+    )
+    place = Place(hash_path(part.name), np.uint32(0), np.uint32(block.start % 2**32))
+    local = list(statistics[:stop])
+    for index, item in enumerate(transforms[:stop]):
+        if isinstance(item.measure, Ranks):
+            program = block_program(leaf, transforms, index, once)
+            ranked = program(inputs, key, place, local[:index], np.int32(block.size))
+            axis = item.measure.axis(_tensor_of(part)) if len(block.shape) > 1 else -1
+            local[index] = [row_ranks(np.asarray(x), axis) for x in ranked]
+    program = block_program(leaf, transforms, stop, once)
+    result = program(inputs, key, place, local, np.int32(block.size))
+    return jax.tree.map(np.asarray, result)
 
 
 def _read(read: Read, block: Block) -> np.ndarray:
@@ -233,38 +295,3 @@ def _read(read: Read, block: Block) -> np.ndarray:
         padded[: block.size] = values
         values = padded
     return values.reshape(block.shape)
-
-
-def _program(leaf: Leaf, transforms: Chain, stop: int, once: bool) -> Callable:
-    return (_compile if once else _compiled)(leaf, transforms[: stop + 1], stop)
-
-
-def _compile(leaf: Leaf, transforms: Chain, stop: int) -> Callable:
-    def merge(inputs, key, place, local, size):
-        nothing = [None] * len(local)
-        finish = functools.partial(add_up, leaf.dtype)
-        if stop < len(transforms):
-            measure = transforms[stop].measure
-            finish = lambda work: _values(measure, work, size)
-        return run(leaf, transforms[:stop], inputs, key, place, nothing, local, finish)
-
-    return jax.jit(merge)
-
-
-_compiled = functools.lru_cache(maxsize=256)(_compile)
-
-
-def _values(measure: Any, work: Any, size: Array) -> Any:
-    """What is gathered of a block: its values, or partial sums of them without the padding."""
-    values = measure.values(*work.view()[1:])
-    if not isinstance(measure, Totals):
-        return values
-
-    def partial_sums(x: Array) -> Array:
-        inside = jax.lax.iota(jnp.int32, x.size) < size
-        x = jnp.where(inside, x.reshape(-1), jnp.zeros((), x.dtype))
-        if x.dtype == bool:
-            x = x.astype(jnp.uint32)
-        return jnp.sum(x.reshape(-1, PARTIAL if x.size % PARTIAL == 0 else 1), 1)
-
-    return jax.tree.map(partial_sums, values)

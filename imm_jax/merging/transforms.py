@@ -92,6 +92,10 @@ def elect_sign(
         return jnp.where(counts[0] >= counts[1], 1.0, -1.0)
 
     def apply(vectors: TaskVectors, tensor: Tensor, majority: Array | None) -> TaskVectors:
+        if len(vectors.deltas) == 1:  # elected by itself, it is its own mean
+            (weight,) = vectors.weights
+            whole = jnp.where(weight.hi == 0, 0, jnp.ones_like(weight.hi))
+            return vectors.with_weights([whole]) if normalize else vectors
         won = jnp.sign(votes(vectors))
         won = jnp.where(won == 0, 1.0 if majority is None else majority, won)
         agree = [

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 
 import imm_jax
 from imm_jax.errors import InputError, Interrupted
-from imm_jax.merging.streaming import Part, Read, measure_model, merge_part
+from imm_jax.merging.streaming import Part, Read, Task, measure_model, merge_parts
 from imm_jax.models.huggingface.tensor_files import Planned
 from imm_jax.models.sources import resolve
 from imm_jax.progress import Progress
@@ -94,7 +95,8 @@ def merge_files(
     inputs = [i for output in outputs for i in (*output.inputs, *output.weight_inputs)]
     check_finite(inputs)
 
-    key = jax.random.key(seed, impl="threefry2x32")
+    random = any(item.random for output in outputs for item in output.transforms)
+    key = jax.random.key(seed, impl="threefry2x32") if random else None
     fingerprint = _fingerprint(described, shards, inputs, vocabulary, seed)
     total = sum(shard.nbytes for shard in shards)
     with (
@@ -103,22 +105,31 @@ def merge_files(
     ):
         shared = _measure(outputs, parts, key)
 
-        def pieces(name: str) -> Iterator[np.ndarray]:
-            output = by_name[name]
-            if should_stop():
-                raise Interrupted(f"{folder}: stopped")
-            for piece in merge_part(parts[name], output.transforms, key, shared.get(name)):
+        def tasks(names: Sequence[str]) -> Iterator[Task]:
+            for name in names:
+                if should_stop():
+                    raise Interrupted(f"{folder}: stopped")
+                yield Task(parts[name], by_name[name].transforms, shared.get(name))
+
+        def tensors(names: Sequence[str]) -> Iterator[Iterator[np.ndarray]]:
+            merged = merge_parts(tasks(names), key)
+            for name, pieces in itertools.groupby(merged, key=lambda item: item[0].name):
+                yield checked(by_name[name], (piece for _, piece in pieces))
+                for checkpoint, tensor in by_name[name].inputs:
+                    checkpoint.reader.release([tensor])  # what an aligned embedding has mapped
+
+        def checked(output: Output, pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+            for piece in pieces:
                 if not is_finite(piece):
                     raise InputError(
-                        f"{recipe}: tensor {name} would have values that {output.dtype} cannot hold"
+                        f"{recipe}: tensor {output.name} would have values that {output.dtype} "
+                        "cannot hold"
                     )
                 yield piece
                 progress.update(piece.nbytes)
-            for checkpoint, tensor in output.inputs:  # of what an aligned embedding has mapped
-                checkpoint.reader.release([tensor])
 
         by_name = {output.name: output for output in outputs}
-        write_shards(beside, shards, pieces, progress.update)
+        write_shards(beside, shards, tensors, progress.update)
         write_beside(
             beside,
             described,

@@ -133,7 +133,7 @@ def _is_about(error: OSError, folder: Path) -> bool:
 def write_shards(
     folder: Path,
     shards: Sequence[Shard],
-    pieces: Callable[[str], Iterable[np.ndarray]],
+    tensors: Callable[[Sequence[str]], Iterable[Iterable[np.ndarray]]],
     finished: Callable[[int], None],
 ) -> None:
     """Writes the shards that ``folder`` does not have yet, then their index.
@@ -141,7 +141,7 @@ def write_shards(
     Args:
       folder: where.
       shards: what :func:`cut` made.
-      pieces: makes the tensor of a name, as consecutive 1-D pieces.
+      tensors: makes the tensors of these names, each as consecutive 1-D pieces.
       finished: told the bytes of shards that are there already.
     """
     for shard in shards:
@@ -151,7 +151,7 @@ def write_shards(
             finished(shard.nbytes)
             continue
         beside = folder / (shard.file + PART)
-        write_pieces(beside, shard.tensors, (pieces(tensor.name) for tensor in shard.tensors))
+        write_pieces(beside, shard.tensors, tensors([tensor.name for tensor in shard.tensors]))
         os.rename(beside, path)
     if len(shards) > 1:
         where = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}

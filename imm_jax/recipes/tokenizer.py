@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from imm_jax.errors import InputError
-from imm_jax.models.load import read_config
 from imm_jax.models.sources import ResolvedModel
 from imm_jax.models.tokenizer import load_tokenizer
 
@@ -20,6 +19,8 @@ def load_stripped(model: ResolvedModel) -> "Tokenizer":
       InputError: as :func:`~imm_jax.models.tokenizer.load_tokenizer`; there are such tokens, and
         the tokenizer is not a BPE one, of which tokens can be left out.
     """
+    from imm_jax.models.load import read_config  # and Flax, which most merges can do without
+
     tokenizer, rows = load_tokenizer(model), read_config(model).vocab_size
     gone = {token for token, row in tokenizer.get_vocab().items() if row >= rows}
     if not gone:

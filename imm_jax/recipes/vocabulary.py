@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from imm_jax.errors import InputError
-from imm_jax.models.load import read_config
 from imm_jax.models.sources import ResolvedModel
 from imm_jax.models.tokenizer import load_tokenizer
 from imm_jax.recipes.tokenizer import add_all, load_stripped
@@ -109,6 +108,8 @@ def align(
     """
     if source is None:
         return None
+    from imm_jax.models.load import read_config  # and Flax, which most merges can do without
+
     first = next(iter(models)) if base is None else base
     sizes = {model: read_config(found).vocab_size for model, found in models.items()}
     tokenizers = {

@@ -203,6 +203,16 @@ def test_elect_sign_by_sum_and_by_count():
             np.testing.assert_allclose(out["w"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [0.7, -2.0, 0.0])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_model_alone_is_elected(weight, normalize):
+    delta, base = np.array([3.0, -1e-3, 0, 0.3], np.float32), {"w": np.zeros(4, np.float32)}
+    transform = merging.elect_sign(normalize=normalize)
+    out = merging.merge_params(base, [{"w": delta}], weight=[weight], transform=transform)
+    expected = oracle.elect([np.float64(delta)], [weight], normalize)
+    np.testing.assert_allclose(out["w"], expected, rtol=1e-7)
+
+
 def test_elections_that_tie_follow_the_majority_of_the_model():
     up, down = np.array([1.0, -5, -6, -7], np.float32), np.array([-1.0, -5, -6, 2], np.float32)
     models, base = [{"w": up}, {"w": down}], {"w": np.zeros(4, np.float32)}

@@ -3,6 +3,7 @@
 ``merge_params`` has its own oracles; here blocks are so small that every tensor takes several.
 """
 
+import itertools
 import subprocess
 import sys
 
@@ -14,9 +15,9 @@ import pytest
 
 from imm_jax import merging
 from imm_jax.errors import InputError
-from imm_jax.merging import METHODS, outofcore, streaming
+from imm_jax.merging import METHODS, block_program, outofcore, streaming
 from imm_jax.merging.selective import _share_of
-from imm_jax.merging.streaming import Part, measure_model, merge_part
+from imm_jax.merging.streaming import Part, Task, measure_model, merge_part, merge_parts
 from tests.merging import merge_oracles as oracle
 
 KEY = jax.random.key(5, impl="threefry2x32")
@@ -208,6 +209,43 @@ def test_rows_lie_along_the_axis_that_is_asked_for(name, axis, row):
     np.testing.assert_allclose(ours, kept * tuned[name] / chance, rtol=1e-6)
 
 
+def test_tensors_one_after_another():
+    shapes = {f"layers.{i}.weight": ((n,), np.float32) for i, n in enumerate((1, 700, 0, 64, 300))}
+    base, tuned = draw(shapes, 0), draw(shapes, 1)
+    transform = merging.chain(merging.trim(0.4), merging.drop_and_rescale(0.3))
+    parts = parts_of(base, [tuned], [0.7])
+    together = list(merge_parts([Task(part, transform) for part in parts], KEY))
+    assert [name for name, _ in itertools.groupby(p.name for p, _ in together)] == [*shapes]
+    for part in parts:
+        pieces = [piece for of, piece in together if of.name == part.name]
+        alone = merging.merge_params(
+            {part.name: base[part.name]},
+            {part.name: tuned[part.name]},
+            weight=0.7,
+            transform=transform,
+            key=KEY,
+        )
+        assert_bits({part.name: np.concatenate(pieces)}, alone)
+
+
+@pytest.mark.parametrize(("kept", "times"), [(2000, 1), (1999, 2)])
+def test_a_measured_tensor_that_is_small_is_read_once(kept, times, monkeypatch):
+    monkeypatch.setattr(streaming, "KEPT", kept)
+    monkeypatch.setattr(outofcore, "HELD", 2000)  # one pass measures
+    x, asked = np.arange(1000, dtype=np.float32), []
+
+    def reader(model):
+        def read(start, stop):
+            asked.append((model, start))
+            return x[start:stop] * model
+
+        return read
+
+    part = Part("x", x.shape, reader(1), (reader(2),), (1.0,), x.dtype)
+    np.concatenate(list(merge_part(part, merging.trim(0.2))))
+    assert sorted(asked) == sorted([(m, n) for m in (1, 2) for n in range(0, 1000, 256)] * times)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.29, 0.57])
 def test_a_share_of_a_count_is_the_same_number_traced_or_not(share):
     counts = np.arange(1, 3000)
@@ -266,14 +304,14 @@ def test_tensors_of_all_sizes_share_programs(compilations):
 
 
 def test_a_transform_made_from_arrays_is_not_remembered():
-    held = streaming._compiled.cache_info().currsize
+    held = block_program._compiled.cache_info().currsize
     base, tuned = draw({"x": ((20,), np.float32)}, 0), draw({"x": ((20,), np.float32)}, 1)
     for factor in (2.0, 3.0):
         transform = merging.scale(jnp.float32(factor))
         ours = streamed(parts_of(base, [tuned], [1.0]), transform)
         theirs = base["x"] + np.float64(factor) * (tuned["x"].astype(np.float64) - base["x"])
         np.testing.assert_allclose(ours["x"], theirs, rtol=1e-6)
-    assert streaming._compiled.cache_info().currsize == held
+    assert block_program._compiled.cache_info().currsize == held
 
 
 # Memory

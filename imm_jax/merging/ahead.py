@@ -1,0 +1,48 @@
+"""Work on threads, whose results are taken in order while more is done."""
+
+import functools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+THREADS = min(4, os.cpu_count() or 1)  # more would want more memory than they save time
+
+
+def map_ahead(
+    fn: Callable[[T], R], items: Iterable[T], cost: Callable[[T], int], limit: int
+) -> Iterator[tuple[T, R]]:
+    """Yields each item with ``fn(item)``, in order; ``fn`` runs on threads.
+
+    Items are drawn as long as the ``cost`` of those begun and not yet yielded is at most ``limit``,
+    and at least one at a time. ``fn`` must not call this function.
+    """
+    begun: deque[tuple[T, int, Future]] = deque()
+    total = 0
+
+    def take() -> tuple[T, R]:
+        item, own, future = begun.popleft()
+        return item, own, future.result()
+
+    for item in items:
+        own = cost(item)
+        while begun and total + own > limit:
+            done, freed, result = take()
+            total -= freed
+            yield done, result
+            del result  # or it would stay in memory beside the next
+        begun.append((item, own, _threads().submit(fn, item)))
+        total += own
+    while begun:
+        done, _, result = take()
+        yield done, result
+        del result
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS)
