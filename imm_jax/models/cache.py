@@ -1,7 +1,8 @@
 """The forward pass with a key-value cache, over an unstacked list of layers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -65,7 +66,8 @@ def extend(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Runs ``tokens_BT`` through the model, keeping their keys and values.
 
-    Prefill is a long extension of an empty cache, decoding an extension by one token.
+    Prefill is a long extension of an empty cache, decoding an extension by one token. Kernels in a
+    narrower type than the model's are multiplied in theirs; sums and all else stay in the model's.
 
     Args:
       model: the decoder.
@@ -91,11 +93,27 @@ def extend(
     block, layers = Block(c, model.dtype), []
     for i, kind in enumerate(layer_kinds(c)[1]):
         layer = Cache(*cache.layers[i], start_B, prefix.layers[i] if prefix else None)
-        x, kv = block.apply({"params": weights["layers"][i]}, x, tables, int(kind), layer)
+        with nn.intercept_methods(narrow_products):
+            x, kv = block.apply({"params": weights["layers"][i]}, x, tables, int(kind), layer)
         layers.append(constrain(kv, ROWS, "tensor"))
     norm = RMSNorm(c.rms_norm_eps, c.rms_norm_unit_offset)
     x = norm.apply({"params": weights["final_norm"]}, x)
     return x, KVCache(layers, prefix)
+
+
+def narrow_products(call, args, kwargs, context: nn.module.InterceptorContext) -> Any:
+    """For ``nn.intercept_methods``: an ``nn.Dense`` with a kernel narrower than its own type takes
+    products in the kernel's type and sums in float32.
+    """
+    dense = context.module
+    if not isinstance(dense, nn.Dense) or context.method_name != "__call__":
+        return call(*args, **kwargs)
+    kernel = dense.get_variable("params", "kernel")
+    if kernel.dtype.itemsize >= jnp.dtype(dense.dtype).itemsize:
+        return call(*args, **kwargs)
+    y = jnp.matmul(args[0].astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    y = y.astype(dense.dtype)
+    return y + dense.get_variable("params", "bias") if dense.use_bias else y
 
 
 def _positions(batch: int, slots: int) -> Int[Array, "B S"]:
@@ -106,8 +124,14 @@ def logits_of(
     model: Decoder, weights: dict, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
     """Float32 logits of hidden states."""
-    head = unembedding(weights).astype(model.dtype)
-    logits = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+    head = unembedding(weights)
+    dtype = min(head.dtype, jnp.dtype(model.dtype), key=lambda x: x.itemsize)
+    logits = jnp.einsum(
+        "...D,VD->...V",
+        hidden.astype(dtype),
+        head.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
     # Products stay where their part of the head is; what follows looks at whole rows.
     logits = constrain(logits, ROWS, *[None] * (logits.ndim - 2), "tensor")
     return softcap_logits(model.config, constrain(logits, ROWS))

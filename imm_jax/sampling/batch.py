@@ -22,17 +22,21 @@ from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 LENGTH_BUCKET = 32  # prompts are padded to a multiple of it
 SLOT_BUCKET = 64  # a cache has this many slots times a power of two
 PREFILL_ROWS = 16  # prompts prefilled side by side
-REFILL = 8  # waiting samples are admitted when this part of the batch is free
-SHRINK = 4  # batch sizes are the largest one divided by a power of it
+REFILL = 16  # waiting samples are admitted when this part of the batch is free
+SHRINK = 2  # batch sizes are the largest one divided by a power of it
+PREFILL_SHRINK = 4  # the same of prompts prefilled side by side
 SHRINK_TO = 16  # a running batch gets no smaller: the next program costs more than it saves
 
 
 @dataclasses.dataclass
 class Row:
-    """A sample under way: which prompt and which of its samples, and what it has so far."""
+    """A sample under way: which prompt and which of its samples, how many tokens it may have, and
+    what it has so far.
+    """
 
     prompt: int
     sample: int
+    limit: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
 
@@ -43,7 +47,8 @@ class Batch:
     def __init__(self, model, params, tokens, config: SamplingConfig, eos: tuple[int, ...]):
         self.model, self.tokens, self.config, self.eos = model, tokens, config, eos
         self.chunk = config.chunk or (8 if jax.default_backend() == "cpu" else 32)
-        self.weights = decode_weights(params, model.dtype)
+        matrices = model.dtype if config.weights == "model" else config.weights
+        self.weights = decode_weights(params, model.dtype, matrices)
         self.mesh = sharding.mesh_of(self.weights)
         self.parts = sharding.batch_shards(self.mesh.shape) if self.mesh else 1
         self.shared = shared_length(tokens)
@@ -52,6 +57,12 @@ class Batch:
         self.layers: list | None = None
         self.owners: list[Row | None] = []
         self.rows: Rows | None = None
+        self.drawn = self.decoded = 0
+
+    @property
+    def fill(self) -> float:
+        """The part of all decoded rows, counted at every step, that drew a token of a sample."""
+        return self.drawn / max(self.decoded, 1)
 
     @property
     def active(self) -> list[tuple[int, Row]]:
@@ -62,11 +73,20 @@ class Batch:
         """Rows of each part."""
         return len(self.owners) // self.parts
 
-    def room(self, waiting: int) -> int:
-        """How many waiting samples to admit now: none until a good part of the batch is free."""
+    def room(self, waiting: list[Row]) -> int:
+        """How many waiting samples to admit now: none until a good part of the batch is free, and
+        all of a prompt's where there is room, so that it is prefilled once.
+        """
         size = self.config.batch_size * self.parts
         free = size - len(self.active)
-        return min(free, waiting) if free >= min(waiting, max(1, size // REFILL)) else 0
+        if free < min(len(waiting), max(1, size // REFILL)):
+            return 0
+        if free >= len(waiting):
+            return len(waiting)
+        whole = free
+        while whole and waiting[whole].prompt == waiting[whole - 1].prompt:
+            whole -= 1
+        return whole or free
 
     def admit(self, new: list[Row], keys: np.ndarray) -> None:
         """Puts samples into free rows; prefills their prompts' tokens but the last."""
@@ -85,20 +105,21 @@ class Batch:
             at, prompt = numbers[id(row)], self.tokens[row.prompt]
             self.owners[at] = row
             rows.token[at], rows.slot[at] = prompt[-1], len(prompt) - 1 - self.shared
-            rows.count[at], rows.done[at] = 0, False
+            rows.count[at], rows.done[at], self.limits[at] = 0, False, row.limit
             rows.key[at] = keys[row.prompt, row.sample]
         self.rows = rows
 
     def _start(self, count: int) -> None:
-        size = self._size(self.config.batch_size, count)
+        size = self._size(self.config.batch_size, count, SHRINK)
         self.layers = empty(self.model, size, SLOT_BUCKET)
         self.owners = [None] * size
         zeros = np.zeros(size, np.int32)
         self.rows = Rows(zeros, zeros, zeros, np.ones(size, bool), np.zeros((size, 2), np.uint32))
+        self.limits = np.zeros(size, np.int32)
 
-    def _size(self, most: int, count: int) -> int:
+    def _size(self, most: int, count: int, factor: int) -> int:
         """Rows for ``count`` samples: the same number, at most ``most``, in each part."""
-        return _shrunk(most, -(-count // self.parts)) * self.parts
+        return _shrunk(most, -(-count // self.parts), factor) * self.parts
 
     def _need(self, slots: int) -> None:
         """Grows the cache to at least ``slots`` slots."""
@@ -112,7 +133,8 @@ class Batch:
             return
         length = bucket(max(map(len, bodies)), LENGTH_BUCKET)
         self._need(length)
-        padded = np.zeros((self._size(PREFILL_ROWS, len(prompts)), length), np.int32)
+        size = self._size(PREFILL_ROWS, len(prompts), PREFILL_SHRINK)
+        padded = np.zeros((size, length), np.int32)
         for i, body in enumerate(bodies):
             padded[i, : len(body)] = body
         source = np.full(len(self.owners), -1, np.int32)
@@ -133,7 +155,7 @@ class Batch:
             self.prefix,
             self.layers,
             before,
-            config.max_new_tokens,
+            self.limits,
             config.temperature,
             steps=self.chunk,
             eos=self.eos,
@@ -142,8 +164,11 @@ class Batch:
             min_p=config.min_p,
         )
         rows, tokens, logprobs = jax.device_get((rows, tokens, logprobs))
+        news = rows.count - before.count
+        self.drawn += int(news.sum())
+        self.decoded += int(news.max()) * len(news)
         for i, row in self.active:
-            new = int(rows.count[i] - before.count[i])
+            new = int(news[i])
             row.tokens.extend(tokens[i, :new].tolist())
             row.logprobs.extend(logprobs[i, :new].tolist())
         self.rows = rows
@@ -160,13 +185,14 @@ class Batch:
         height = self.height
         numbers = np.arange(len(self.owners)).reshape(self.parts, height).tolist()
         active = [sum(self.owners[i] is not None for i in part) for part in numbers]
-        size = _shrunk(height, max(*active, SHRINK_TO))
+        size = _shrunk(height, max(*active, SHRINK_TO), SHRINK)
         if not any(active) or size == height:
             return
         rows = [sorted(part, key=lambda i: self.owners[i] is None)[:size] for part in numbers]
         self.layers = keep(self.layers, np.array(rows, np.int32) % height)
         self.owners = [self.owners[i] for part in rows for i in part]
         self.rows = Rows(*(x[np.ravel(rows)] for x in self.rows))
+        self.limits = self.limits[np.ravel(rows)]
 
 
 def cache_slots(count: int) -> int:
@@ -177,8 +203,8 @@ def cache_slots(count: int) -> int:
     return slots
 
 
-def _shrunk(size: int, count: int) -> int:
-    """``size`` divided by the shrinking factor as often as it still holds ``count``."""
-    while size // SHRINK >= count:
-        size //= SHRINK
+def _shrunk(size: int, count: int, factor: int) -> int:
+    """``size`` divided by ``factor`` as often as it still holds ``count``."""
+    while size // factor >= count:
+        size //= factor
     return size

@@ -32,22 +32,27 @@ class Rows(NamedTuple):
     key: Array
 
 
-def decode_weights(params: PyTree, dtype) -> PyTree:
-    """Parameters as decoding takes them: layers unstacked, cast to ``dtype``, in one program.
+def decode_weights(params: PyTree, dtype, matrices=None) -> PyTree:
+    """Parameters as decoding takes them: layers unstacked, cast to ``dtype``, matrices to
+    ``matrices`` where given, in one program.
 
     On a mesh each part of the batch has all of them, split over ``tensor`` alone: gathered once,
     not at every token. Each of several processes gets its own, on its own devices.
     """
-    unstacked = isinstance(params["layers"], list)
-    if unstacked and all(x.dtype == dtype for x in jax.tree.leaves(params)):
+    dtype, matrices = jnp.dtype(dtype), jnp.dtype(matrices or dtype)
+    if isinstance(params["layers"], list) and all(
+        x.dtype == (matrices if x.ndim > 1 else dtype) for x in jax.tree.leaves(params)
+    ):
         return params
     with on(mesh_of(params)):
-        return own_part(_unstack_and_cast(params, jnp.dtype(dtype)))
+        return own_part(_unstack_and_cast(params, dtype, matrices))
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _unstack_and_cast(params: PyTree, dtype: jnp.dtype) -> PyTree:
-    weights = jax.tree.map(lambda x: x.astype(dtype), unstack_layers(params))
+@functools.partial(jax.jit, static_argnames=("dtype", "matrices"))
+def _unstack_and_cast(params: PyTree, dtype: jnp.dtype, matrices: jnp.dtype) -> PyTree:
+    weights = jax.tree.map(
+        lambda x: x.astype(matrices if x.ndim > 1 else dtype), unstack_layers(params)
+    )
     return constrain_params(weights, ("tensor",))
 
 
@@ -159,7 +164,7 @@ def decode_chunk(
     prefix: Prefix | None,
     layers: list,
     rows: Rows,
-    limit: int | Int[Array, ""],
+    limit: int | Int[Array, "B"],
     temperature: float | Float[Array, ""],
     *,
     steps: int,
@@ -175,7 +180,7 @@ def decode_chunk(
       prefix: keys and values that all rows share, or None.
       layers: the batch's keys and values; donated.
       rows: where each row stands.
-      limit: tokens a row may sample in all.
+      limit: tokens a row may sample in all, one number or each row's.
       temperature: 0 is greedy.
       steps, eos, top_k, top_p, min_p: static settings.
 

@@ -29,6 +29,7 @@ def generate(
     eos: Sequence[int] | None = None,
     seed: int | jax.Array = 0,
     ids: Sequence[str] | None = None,
+    limits: Sequence[int] | None = None,
     add_special_tokens: bool = True,
     label: str = "sample",
     should_stop: Callable[[], bool] | None = None,
@@ -51,6 +52,8 @@ def generate(
       eos: token ids that end an answer; the model's and the tokenizer's where not given.
       seed: an integer, or a JAX random key.
       ids: a stable name of each prompt, which seeds its samples; its number where not given.
+      limits: tokens that each prompt's answers may have, where fewer than
+        ``config.max_new_tokens``.
       add_special_tokens: let the tokenizer add its begin token; not for rendered chat templates.
       label: what the progress bar says.
       should_stop: asked between chunks; gives up where it returns true.
@@ -75,14 +78,16 @@ def generate(
     keys = _keys(seed, ids or [str(i) for i in range(len(prompts))], samples)
     # Longest first: prompts of like length share a prefill, and the last to finish start early.
     order = sorted(range(len(prompts)), key=lambda i: -len(tokens[i]))
-    queue = [Row(i, j) for i in order for j in range(samples)]
+    most = config.max_new_tokens
+    limits = [most] * len(prompts) if limits is None else [min(most, limit) for limit in limits]
+    queue = [Row(i, j, limits[i]) for i in order for j in range(samples)]
     results: list[list[Sample | None]] = [[None] * samples for _ in prompts]
     with Progress(label, len(queue), "sample") as progress, sharding.on(batch.mesh):
         total = 0
         while queue or batch.active:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"{label}: stopped")
-            take = batch.room(len(queue))
+            take = batch.room(queue)
             if take:
                 batch.admit(queue[:take], keys)
                 del queue[:take]
@@ -94,14 +99,14 @@ def generate(
                     row.logprobs,
                     stop=stop,
                     eos=eos,
-                    limit=config.max_new_tokens,
+                    limit=row.limit,
                 )
                 if done is None:
                     continue
                 results[row.prompt][row.sample] = done
                 batch.release(number)
                 total += len(done.tokens)
-                progress.update(1, f"{total:,} tokens")
+                progress.update(1, f"{total:,} tokens, batch {batch.fill:.0%} full")
             if not queue:
                 batch.shrink()
     return results

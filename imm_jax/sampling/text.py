@@ -50,6 +50,8 @@ def finish(
       limit: tokens an answer may have.
     """
     ended = bool(tokens) and tokens[-1] in eos
+    if not stop and not ended and len(tokens) < limit:
+        return None
     body = tokens[:-1] if ended else tokens
 
     def decode(count: int) -> str:

@@ -1,13 +1,16 @@
 """The sampler against plain loops over the full forward pass."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.models.decoder import Decoder
+from imm_jax.sampling.batch import LENGTH_BUCKET
 from imm_jax.sampling.config import SamplingConfig
-from imm_jax.sampling.decode import decode_chunk, decode_weights, prefill
+from imm_jax.sampling.decode import admit, decode_chunk, decode_weights, grow, keep, prefill
 from imm_jax.sampling.engine import generate
 
 PROMPTS = [
@@ -131,14 +134,79 @@ def test_compilations_are_bounded_by_the_buckets(tiny):
     model, params, tokenizer = tiny
     rng = np.random.default_rng(0)
     words = ["apples", "eggs", "and", "5", "boxes", "of"]
-    prompts = [" ".join(rng.choice(words, rng.integers(1, 40))) for _ in range(300)]
-    config = SamplingConfig(temperature=1.0, max_new_tokens=17, batch_size=16, chunk=8)
-    before = decode_chunk._cache_size(), prefill._cache_size()
+    prompts = [" ".join(rng.choice(words, rng.integers(1, 40))) for _ in range(1000)]
+    config = SamplingConfig(temperature=1.0, max_new_tokens=9, batch_size=16, chunk=8)
+    programs = decode_chunk, prefill, admit, grow, keep
+    before = [program._cache_size() for program in programs]
     generate(model, params, tokenizer, prompts, config=config)
-    decodes, prefills = decode_chunk._cache_size() - before[0], prefill._cache_size() - before[1]
+    counts = [program._cache_size() - old for program, old in zip(programs, before)]
     longest = max(len(ids) for ids in tokenizer(prompts)["input_ids"])
-    assert decodes <= 3, "one for each cache size: 64, 128, 256 slots"
-    assert prefills <= 3 * -(-longest // 32), "one for each prompt bucket and number of rows"
+    caches, lengths = 3, -(-longest // LENGTH_BUCKET)  # 64, 128, 256 slots
+    assert longest < 256 - 9 and lengths > 2, "the buckets named above are those used"
+    decodes, prefills, admissions, growths, shrinkings = counts
+    assert 0 < decodes <= caches
+    assert 0 < prefills <= 3 * lengths, "16, 4 or 1 rows of each length"
+    assert 0 < admissions <= 3 * lengths * caches
+    assert growths < caches and shrinkings == 0
+
+
+def test_a_row_ends_at_its_own_limit(tiny):
+    model, params, tokenizer = tiny
+    config = SamplingConfig(temperature=0.9, max_new_tokens=20, batch_size=4, chunk=5)
+    settings = {"config": config, "samples": 2, "seed": 5, "eos": []}
+    free = generate(model, params, tokenizer, PROMPTS, **settings)
+    cut = generate(model, params, tokenizer, PROMPTS, limits=[3, 50, 1, 11], **settings)
+    for limit, row, whole in zip([3, 20, 1, 11], cut, free):
+        assert [one.tokens for one in row] == [one.tokens[:limit] for one in whole]
+        assert {one.finish_reason for one in row} == {"length"}
+
+
+def test_the_batch_is_refilled_and_says_how_full_it_was(tiny, caplog):
+    model, params, tokenizer = tiny
+    config = SamplingConfig(temperature=0.9, max_new_tokens=40, batch_size=8, chunk=5)
+    lengths = [40] * 4 + [5] * 12  # of four equal prompts one has long answers
+    with caplog.at_level("INFO", logger="imm_jax"):
+        generate(
+            model, params, tokenizer, PROMPTS * 4, config=config, samples=4, limits=lengths, eos=[]
+        )
+    tokens = 4 * sum(lengths)
+    assert f"{tokens:,} tokens" in caplog.text
+    full = int(re.search(r"batch (\d+)% full", caplog.text)[1])
+    # Groups of 8 that wait for their longest would be 61 % full: 880 of (4 * 40 + 4 * 5) * 8.
+    assert 90 <= full <= 100
+
+
+def test_bfloat16_weights_err_less_than_a_model_in_bfloat16(tiny, forward):
+    model, params, tokenizer = tiny
+    config = SamplingConfig(temperature=0.7, max_new_tokens=24, weights="bfloat16")
+    results = generate(model, params, tokenizer, PROMPTS, config=config, samples=2, eos=[])
+    narrow = jax.jit(model.clone(dtype=jax.numpy.bfloat16).apply)
+
+    def logprobs(logits, tokens):
+        logits = np.float64(logits)
+        return logits[np.arange(len(tokens)), tokens] - np.log(np.exp(logits).sum(-1))
+
+    ours, theirs = [], []
+    for prompt, samples in zip(PROMPTS, results):
+        ids = tokenizer(prompt)["input_ids"]
+        for sample in samples:
+            padded = np.zeros((1, 160), np.int32)
+            whole = [*ids, *sample.tokens]
+            padded[0, : len(whole)] = whole
+            place = slice(len(ids) - 1, len(whole) - 1)
+            exact = logprobs(forward(whole)[place], sample.tokens)
+            rounded = logprobs(narrow({"params": params}, padded)[0, place], sample.tokens)
+            ours.extend(np.abs(sample.logprobs - exact))
+            theirs.extend(np.abs(rounded - exact))
+    assert 1e-3 < np.mean(ours) < np.mean(theirs) < 0.3
+
+
+def test_only_matrices_become_narrow(tiny):
+    model, params, _ = tiny
+    weights = decode_weights(params, model.dtype, "bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(weights) if x.ndim > 1} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(weights) if x.ndim == 1} == {"float32"}
+    assert decode_weights(weights, model.dtype, "bfloat16") is weights
 
 
 def test_weights_may_be_unstacked_and_of_another_type(tiny):
@@ -171,7 +239,8 @@ def test_should_stop_interrupts(tiny):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_k", -1),
-     ("top_p", 0.0), ("top_p", 1.5), ("min_p", 1.0), ("batch_size", 0), ("chunk", -1)],
+     ("top_p", 0.0), ("top_p", 1.5), ("min_p", 1.0), ("batch_size", 0), ("chunk", -1),
+     ("weights", "int8")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(InputError, match=name):
