@@ -108,3 +108,8 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
     }
+
+
+def results_of(rows: list[dict]) -> list[dict]:
+    """A run's rows without what differs from one time to the next: what the stages cost."""
+    return [{key: row[key] for key in row if key != "stages"} for row in rows]

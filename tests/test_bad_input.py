@@ -17,7 +17,8 @@ import yaml
 
 from imm_jax.cli import main
 from imm_jax.config import load_config, save_config
-from tests.answering import SECONDS, run_settings, save_answering, save_gguf, snapshot
+from imm_jax.files import read_jsonl
+from tests.answering import SECONDS, results_of, run_settings, save_answering, save_gguf, snapshot
 from tests.wrong_inputs import CASES, CONVERT, EVALUATE, GENERATE, MERGE, MODELS, RUN, Q, write
 
 
@@ -77,6 +78,7 @@ def test_a_folder_that_cannot_be_made(place, refused, no_weights, monkeypatch):
         CONVERT,
         (*GENERATE, "--output", "out/x.jsonl"),
         (*EVALUATE, "--output", "out.json"),
+        (*RUN, "--profile", "traces"),
     ):
         assert f"cannot be written (no permission in {place})" in refused(argv)
 
@@ -152,8 +154,10 @@ def test_a_full_disk_at_every_stage(place, refused, capsys):
     assert main(list(run)) == 0
     ours = snapshot(place / "out")
     assert not [name for name in ours if name.endswith(".part")]
-    for name in ("metrics.jsonl", "model/model.safetensors", "config.yaml"):
+    for name in ("model/model.safetensors", "config.yaml"):
         assert ours[name] == whole[name]
+    rows, others = (read_jsonl(place / name / "metrics.jsonl") for name in ("out", "whole"))
+    assert results_of(rows) == results_of(others)
 
 
 def test_no_room_for_a_checkpoint(place, refused, monkeypatch):

@@ -25,6 +25,7 @@ from imm_jax.models.tokenizer import load_tokenizer
 from tests.answering import (
     ANSWER,
     params_of,
+    results_of,
     run_settings,
     save_answering,
     save_gguf,
@@ -160,7 +161,7 @@ def test_where_a_run_goes_and_what_smoke_changes(
     import imm_jax.config
     import imm_jax.rounds.run
 
-    def record(config, output, should_stop):
+    def record(config, output, **_):
         called.append((config, output))
         return [{"seed": 0, "round": 0, "arm": "base", "in_domain": None, "distance": 0.0}]
 
@@ -215,8 +216,9 @@ def test_signals_stop_politely_and_the_same_command_goes_on(run_yaml, tmp_path):
         assert not (stopped / "model").exists()
     finish_run(config, stopped, cache)
     one, other = snapshot(whole), snapshot(stopped)
-    for name in ("metrics.jsonl", "model/model.safetensors"):
-        assert one[name] == other[name]
+    assert one["model/model.safetensors"] == other["model/model.safetensors"]
+    one, other = (read_jsonl(folder / "metrics.jsonl") for folder in (whole, stopped))
+    assert results_of(one) == results_of(other)
 
 
 # generate

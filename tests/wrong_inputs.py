@@ -172,6 +172,8 @@ CONFIGS = {
     "null for a text": override("model=null", "model: None is not valid"),
     "mesh of no axes": override("mesh=8", "mesh: 8 is not valid: input should be a valid string"),
     "unknown axis": case((*RUN, "--mesh", "dta=8"), "run.yaml: mesh: 'dta=8' has an axis 'dta' (did you mean 'data'?), expected data, fsdp, tensor"),
+    "a trace below a file": case((*RUN, "--profile", "test.jsonl/traces"), "profile: test.jsonl/traces cannot be written, for ", "test.jsonl is a file"),
+    "no peak": case((*RUN, "--peak-flops", "nan"), "argument --peak-flops: 'nan', expected a number above 0"),
     "more devices than there are": case((*RUN, "--mesh", "data=64"), "mesh: 'data=64' is for 64 devices, but there "),
     "no round": override("rounds=0", "rounds: 0, expected at least 1"),
     "no training question": override("data.train_questions=0", "data.train_questions: 0, expected at least 1"),

@@ -78,6 +78,7 @@ def run_config(args: argparse.Namespace, model: Path) -> dict:
             "batch_size": 8,
             "micro_batch_size": 8,
             "max_length": 256,
+            "remat": False,
         },
         "arms": {"imm": {"weight": 0.5, "drop_rate": 0.2}},
         "rounds": 1,
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--peer-batch-size", type=int, default=64, help="rows side by side")
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--peer-dtype", choices=dtypes, default="bfloat16", help="generation")
-    parser.add_argument("--peer-train-dtype", choices=dtypes, default="float32",
+    parser.add_argument("--peer-train-dtype", choices=dtypes, default="bfloat16",
                         help="bfloat16: autocast")  # fmt: skip
     parser.add_argument("--folder", default="runs/benchmark-round", help="about 4 GB")
     parser.add_argument("--output", help="write the figures here, as JSON")

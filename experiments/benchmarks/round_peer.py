@@ -47,8 +47,8 @@ class Timed:
 
 
 class StopAt(StoppingCriteria):
-    """Ends a row at a stop string. ``generate(stop_strings=...)`` first works through the whole
-    vocabulary, which takes longer here than the round.
+    """Ends a row at a stop string; ``generate(stop_strings=...)`` would first work through the
+    whole vocabulary.
     """
 
     def __init__(self, tokenizer, stops, look=8):

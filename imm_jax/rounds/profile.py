@@ -25,8 +25,9 @@ class Profile:
 
     Of sampling and evaluating ``STEPS`` chunks of decode steps, of the fine-tune as many updates,
     each behind the first one, and a whole merge. Every trace stands in a folder of its own,
-    ``<folder>/<stage>/plugins/profile/<time>/``: an ``xplane.pb`` and a ``trace.json.gz``, whose
-    regions bear the stage's name. So a trace's size does not grow with the run.
+    ``<folder>/<stage>/plugins/profile/<time>/``: an ``xplane.pb`` for XProf and TensorBoard, and a
+    ``perfetto_trace.json.gz``. Regions bear the stage's name. So a trace's size does not grow with
+    the run.
 
     Args:
       folder: where to; made when there is something to write.
@@ -75,7 +76,9 @@ class Profile:
     def _start(self, stage: str) -> None:
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # a million calls and more
-        jax.profiler.start_trace(self.folder / stage, profiler_options=options)
+        jax.profiler.start_trace(
+            self.folder / stage, create_perfetto_trace=True, profiler_options=options
+        )
         self._stage = stage
 
     def stop(self, stage: str) -> None:

@@ -219,7 +219,7 @@ def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:
 
 def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[dict]:
     """The rounds of all arms from one seed."""
-    config = bench.config
+    config, final = bench.config, list(bench.config.arms)[-1]
     current = {arm: Later(lambda: base) for arm in config.arms}
     for t in range(1, config.rounds + 1):
         place = output / f"seed-{seed}" / f"round-{t}"
@@ -232,11 +232,11 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
             before = current[name]
             current[name], scores = improve(t, arm, base, before, tools, key, drawn, own)
             before.forget()
-            current[name].forget()
+            if len(config.arms) > 1 and (t, name) != (config.rounds, final):
+                current[name].forget()  # other arms have their turn before it is asked for
             costs = stage_figures(drawn.folder, own.folder)
             yield {"seed": seed, "round": t, "arm": name, **scores, "stages": costs}
         tidy(config, output / f"seed-{seed}", t)
-    final = list(config.arms)[-1]
     folder = output / "model"
     if seed == config.seeds[0] and hosts.from_primary(lambda: not folder.exists()):
         params = hosts.fetch(current[final]())

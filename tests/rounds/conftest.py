@@ -13,7 +13,7 @@ from imm_jax.models.huggingface.saving import save_model
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.fit import fit
-from tests.rounds.samples import results_of
+from tests.answering import results_of
 
 
 def question(a: int, b: int) -> str:

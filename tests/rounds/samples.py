@@ -1,4 +1,4 @@
-"""Samples made by hand, and rows of a run."""
+"""Samples made by hand."""
 
 from imm_jax.evaluation import Answer
 
@@ -41,8 +41,3 @@ def samples(**questions: str) -> list[Answer]:
 def names(answers) -> list[str]:
     """``["a0", "b2"]``"""
     return [f"{answer.id}{answer.sample}" for answer in answers]
-
-
-def results_of(rows: list[dict]) -> list[dict]:
-    """A run's rows without what differs from one time to the next: what the stages cost."""
-    return [{key: row[key] for key in row if key != "stages"} for row in rows]

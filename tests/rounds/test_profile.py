@@ -15,7 +15,7 @@ def test_each_stage_is_traced_once_and_named(settings, tmp_path):
     found = sorted(path.name for path in (tmp_path / "traces").iterdir())
     assert found == ["evaluate", "fit", "merge", "sample"]
     for stage in found:
-        [trace] = (tmp_path / "traces" / stage).glob("plugins/profile/*/*.trace.json.gz")
+        [trace] = (tmp_path / "traces" / stage).glob("plugins/profile/*/perfetto_trace.json.gz")
         assert list(trace.parent.glob("*.xplane.pb"))
         events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
         regions = [event for event in events if event.get("name") == stage]

@@ -18,7 +18,7 @@ from imm_jax.models.load import load_model
 from imm_jax.models.tokenizer import load_tokenizer
 from imm_jax.rounds.run import run
 from imm_jax.rounds.select import from_rows
-from tests.rounds.samples import results_of
+from tests.answering import results_of
 
 
 def leaves(params) -> dict[str, np.ndarray]:
