@@ -26,17 +26,16 @@ def here(tmp_path, monkeypatch):
     write_questions(Path("mine.jsonl"), 4)
 
 
-def test_a_suite_and_a_file_greedy_and_sampled(model, capsys):
-    argv = ["evaluate", model, "suite:symbolic,folder=.", "mine.jsonl", *PLAIN]
-    for settings in ([], ["--temperature", "0.5", "--samples", "2", "--output", "scores.json"]):
-        assert main([*argv, *settings]) == 0
-        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-        assert [row[:2] for row in rows[1:]] == [
-            ["last_letters", "0.750"],
-            ["coin_flip", "1.000"],
-            ["mine", "0.750"],
-            ["mean", "0.833"],
-        ]
+def test_a_suite_and_a_file(model, capsys):
+    sampled = ("--temperature", "0.5", "--samples", "2", "--output", "scores.json")
+    assert main(["evaluate", model, "suite:symbolic,folder=.", "mine.jsonl", *PLAIN, *sampled]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [
+        ["last_letters", "0.750"],
+        ["coin_flip", "1.000"],
+        ["mine", "0.750"],
+        ["mean", "0.833"],
+    ]
     found = json.loads(Path("scores.json").read_text())["tasks"]
     assert found["last_letters"]["questions"] == 8 and found["coin_flip"]["samples"] == 2
     assert found["coin_flip"]["pass_at_k"] == {"1": 1.0, "2": 1.0}

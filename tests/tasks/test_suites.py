@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,12 @@ def test_every_suite_is_of_known_sets():
     for name, members in SUITES.items():
         assert set(members) <= set(HUB_SETS) and len(set(members)) == len(members)
         assert expand([f"suite:{name}"]) == [f"hub:{member}" for member in members]
+
+
+def test_the_readme_names_every_set_and_suite():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for name in (*HUB_SETS, *SUITES):
+        assert f"`{name}`" in readme, name
 
 
 def test_a_suite_leaves_out_what_came_before():
