@@ -135,6 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=settings.MODEL, help="the folder pretrain.py wrote")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--weights", type=int, default=WEIGHTS, help="runs: so many weights ...")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="... times so many seeds")
     parser.add_argument("--host-runs", type=int, default=4)
     parser.add_argument("--sweeps", type=int, default=2)
     parser.add_argument("--parts", action="store_true", help="where the compiled side's time goes")
@@ -144,8 +146,8 @@ def main() -> None:
     program = settings.program(model=model, rounds=args.rounds)
     members = [
         Member(weight=float(weight), seed=seed)
-        for weight in np.linspace(0, 1, WEIGHTS)
-        for seed in range(SEEDS)
+        for weight in np.linspace(0, 1, args.weights)
+        for seed in range(args.seeds)
     ]
     bench, train, tests = host_bench(model), settings.train_questions(), settings.test_questions()
     compiled = lambda: sweep(program, params, train, tests, members)

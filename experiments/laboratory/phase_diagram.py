@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--weights", type=int, default=16, help="merge weights from 0 to 1")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=settings.ROUNDS)
+    parser.add_argument("--questions", type=int, default=settings.QUESTIONS, help="to practise")
     parser.add_argument("--drop-rate", type=float, default=0.0)
     parser.add_argument("--output", type=Path, default=settings.RESULTS / "phase_diagram")
     args = parser.parse_args()
@@ -39,7 +40,11 @@ def main() -> None:
     started = time.monotonic()
     print(f"{len(members)} runs of {args.rounds} rounds in one call ...", flush=True)
     base, figures = sweep(
-        program, params, settings.train_questions(), settings.test_questions(), members
+        program,
+        params,
+        settings.train_questions(args.questions),
+        settings.test_questions(),
+        members,
     )
     found = rows_of(base, figures, (len(weights), args.seeds))
     seconds = time.monotonic() - started
@@ -48,7 +53,11 @@ def main() -> None:
         "seeds": list(range(args.seeds)),
         "seconds": seconds,
         "drop_rate": args.drop_rate,
-        "questions": {"in_domain": settings.TESTS, "each_other_task": settings.OTHER_TESTS},
+        "questions": {
+            "practised": args.questions,
+            "in_domain": settings.TESTS,
+            "each_other_task": settings.OTHER_TESTS,
+        },
         "tasks": settings.NAMES,
         "weights": weights,
         **found,

@@ -31,12 +31,12 @@ NAMES = (PRACTISED, *OTHERS)  # of the test questions, in their order
 PRETRAINING = TrainingConfig(learning_rate=3e-3, b2=0.98, remat=False, loss_chunk=4096)
 STEPS, BATCH = 1600, {PRACTISED: 2} | dict.fromkeys(OTHERS, 8)
 
-QUESTIONS, TESTS, OTHER_TESTS = 48, 96, 24
-ROUNDS = 8
-SAMPLING = SamplingConfig(max_new_tokens=RESPONSE, temperature=1.0)
+QUESTIONS, TESTS, OTHER_TESTS = 64, 64, 16
+ROUNDS = 6
+SAMPLING = SamplingConfig(max_new_tokens=RESPONSE, temperature=0.7)
 EVALUATION = SamplingConfig(max_new_tokens=RESPONSE, temperature=0.0)
 FINE_TUNING = TrainingConfig(
-    learning_rate=1e-3, epochs=2, batch_size=32, micro_batch_size=32, packing=False, remat=False,
+    learning_rate=3e-4, epochs=2, batch_size=16, micro_batch_size=16, packing=False, remat=False,
     loss_chunk=2048,
 )  # fmt: skip
 
@@ -62,8 +62,8 @@ def drawn(kind: str, split: str, count: int):
     return draw(kind, key, count), ids_of(kind, split, count)
 
 
-def train_questions():
-    return questions(*drawn(PRACTISED, "train", QUESTIONS))
+def train_questions(count: int = QUESTIONS):
+    return questions(*drawn(PRACTISED, "train", count))
 
 
 def test_questions():
