@@ -111,8 +111,10 @@ def optimizer_bytes(work: Workload) -> int:
 
 
 def gradient_bytes(work: Workload) -> int:
-    """Float32, of a micro batch and their sum: twice what is trained, ``8 N``."""
-    return 2 * trained_bytes(work)
+    """Float32: the sum over micro batches, ``4 N``, to which layers add in place; without remat a
+    micro batch's own too, ``8 N``.
+    """
+    return (1 if work.training.remat else 2) * trained_bytes(work)
 
 
 def activation_bytes(work: Workload) -> int:

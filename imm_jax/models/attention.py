@@ -1,9 +1,16 @@
-"""Grouped-query attention over one or more key-value segments."""
+"""Grouped-query attention: over one or more key-value segments, or fused where a GPU has it."""
+
+import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+logger = logging.getLogger("imm_jax")
+
+FUSED = "cudnn"  # the implementation of jax.nn.dot_product_attention that is tried on a GPU
+TOLERANCE = 0.03  # of outputs and gradients about 1 in bfloat16
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers, not NaN
 
 
@@ -65,3 +72,71 @@ def _weighted_sum(probs_BKGTS: Float[Array, "B K G T S"], v: Float[Array, "..."]
         return out_BKGE[:, None]
     values = "BKSE" if v.ndim == 4 else "KSE"
     return jnp.einsum(f"BKGTS,{values}->BTKGE", probs_BKGTS, v)
+
+
+def attend_causal(
+    q_BTHE: Float[Array, "B T H E"],
+    k_BTKE: Float[Array, "B T K E"],
+    v_BTKE: Float[Array, "B T K E"],
+    *,
+    scale: float,
+    window: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "B T H E"]:
+    """Causal attention of each row to itself, without a mask that is an array.
+
+    Rows are padded on the right: what pads comes after every token, so no token sees it.
+
+    Args:
+      q_BTHE: rotated queries.
+      k_BTKE: rotated keys.
+      v_BTKE: values.
+      scale: factor on the scores.
+      window: a query sees itself and the ``window - 1`` positions before it; None: all before it.
+      implementation: of ``jax.nn.dot_product_attention``; None: ``FUSED``.
+    """
+    return jax.nn.dot_product_attention(
+        q_BTHE, k_BTKE, v_BTKE, scale=scale, is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation or FUSED,
+    )  # fmt: skip
+
+
+@functools.cache
+def fused_serves(heads: int, kv_heads: int, head_dim: int, window: int | None, dtype: str) -> bool:
+    """Whether this machine's GPU runs :func:`attend_causal` fused, and rightly.
+
+    A small case is compiled and run forward and backward once a process, and compared with XLA's
+    own attention; where either fails, one line is logged and the masked form used. Never on CPU.
+    """
+    if jax.default_backend() != "gpu" or dtype not in ("bfloat16", "float16"):
+        return False
+    try:
+        with jax.ensure_compile_time_eval():  # the question is asked while a step is traced
+            error = _difference(heads, kv_heads, head_dim, window, dtype)
+    except Exception as failure:  # whatever cuDNN, its absence or XLA raises
+        reason = (str(failure).splitlines() or [""])[0][:200]
+        logger.info(f"attention: XLA's, because {FUSED} fails ({type(failure).__name__}: {reason})")
+        return False
+    if not error < TOLERANCE:
+        logger.info(f"attention: XLA's, because {FUSED} differs from it by {error:.2g}")
+    return error < TOLERANCE
+
+
+def _difference(heads, kv_heads, head_dim, window, dtype) -> float:
+    """The greatest between ``FUSED`` and XLA's attention, of a small case and its gradients."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((2, 128, count, head_dim) for count in (heads, kv_heads, kv_heads, heads))
+    *inputs, cotangent = (jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(implementation, q, k, v):
+        attend = functools.partial(
+            attend_causal, scale=head_dim**-0.5, window=window, implementation=implementation
+        )
+        out, backward = jax.vjp(attend, q, k, v)
+        return out, *backward(cotangent)
+
+    pairs = zip(run(FUSED, *inputs), run("xla", *inputs))
+    wide = ((one.astype(jnp.float32), two.astype(jnp.float32)) for one, two in pairs)
+    return max(float(jnp.abs(one - two).max() / jnp.abs(two).max()) for one, two in wide)

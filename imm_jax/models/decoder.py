@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from imm_jax.models.attention import attend, causal_mask
+from imm_jax.models import attention
+from imm_jax.models.attention import attend, attend_causal, causal_mask
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.rope import rotary_tables, rotate
-from imm_jax.sharding import ROWS, constrain
+from imm_jax.sharding import ROWS, constrain, current_sizes
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}
 
@@ -113,6 +114,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    fused: bool = False  # rows attend causally to themselves, all layers alike; masks are not read
 
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"], tables: Tables, cache: Cache | None):
@@ -125,6 +127,11 @@ class Attention(nn.Module):
         if c.qk_norm:
             q, k = _norm(c, "q_norm")(q), _norm(c, "k_norm")(k)
         q, k = rotate(q, tables.cos, tables.sin), rotate(k, tables.cos, tables.sin)
+        scale = (c.query_pre_attn_scalar or E) ** -0.5
+        output = partial(_dense, c, c.hidden_size, c.o_bias, self.dtype, "o")
+        if self.fused:
+            out = attend_causal(q, k, v, scale=scale, window=c.windows[0])
+            return output()(out.reshape(B, T, H * E)), None
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         segments = []
         if cache is not None:
@@ -132,14 +139,8 @@ class Attention(nn.Module):
                 segments.append((*cache.prefix, tables.masks[1]))
             k, v = write_rows(cache.k, k, cache.start), write_rows(cache.v, v, cache.start)
         segments.append((k, v, tables.masks[0]))
-        out = attend(
-            q,
-            segments,
-            scale=(c.query_pre_attn_scalar or E) ** -0.5,
-            softcap=c.attn_logit_softcapping,
-        )
-        out = _dense(c, c.hidden_size, c.o_bias, self.dtype, "o")(out.reshape(B, T, H * E))
-        return out, (None if cache is None else (k, v))
+        out = attend(q, segments, scale=scale, softcap=c.attn_logit_softcapping)
+        return output()(out.reshape(B, T, H * E)), (None if cache is None else (k, v))
 
 
 class MLP(nn.Module):
@@ -162,6 +163,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    fused: bool = False
 
     @nn.compact
     def __call__(
@@ -172,7 +174,7 @@ class Block(nn.Module):
         cache: Cache | None = None,
     ):
         c = self.config
-        h, kv = Attention(c, self.dtype, name="attn")(
+        h, kv = Attention(c, self.dtype, self.fused, name="attn")(
             _norm(c, "attn_norm")(x_BTD), tables.of(kind), cache
         )
         x_BTD = x_BTD + (_norm(c, "post_attn_norm")(h) if c.sandwich_norm else h)
@@ -226,6 +228,7 @@ class Decoder(nn.Module):
           positions: position of each token; ``0 .. T-1`` where not given.
           segment_ids: rows may hold several sequences; tokens attend only within their own.
         """
+        plain = positions is None and segment_ids is None
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         same = True
@@ -237,18 +240,21 @@ class Decoder(nn.Module):
         tables = make_tables(self.config, positions, [(positions, same)])
         x_BTD = constrain(x_BTD, ROWS)
         if self.remat and not self.is_initializing():
-            x_BTD = self._recomputed(x_BTD, tables)
+            fused = plain and fuses(self.config, self.dtype)
+            x_BTD = self._recomputed(x_BTD, tables, fused)
         else:
             x_BTD, _ = self.layers(x_BTD, tables, layer_kinds(self.config)[1])
         return self.final_norm(x_BTD)
 
-    def _recomputed(self, x_BTD: Float[Array, "B T D"], tables: Tables) -> Float[Array, "B T D"]:
+    def _recomputed(
+        self, x_BTD: Float[Array, "B T D"], tables: Tables, fused: bool
+    ) -> Float[Array, "B T D"]:
         """The layers, with blocks recomputed in the backward pass.
 
         A plain scan that takes its layer out of the stack, not a lifted one that is handed slices:
         so a layer's gradient can be added to the stack's where it lies (``train_step``).
         """
-        block = Block(self.config, self.dtype, parent=None)
+        block = Block(self.config, self.dtype, fused, parent=None)
         stack, kinds = self.variables["params"]["layers"], jnp.asarray(layer_kinds(self.config)[1])
 
         def run(x_BTD, layer):
@@ -272,6 +278,19 @@ class Decoder(nn.Module):
         else:
             logits = self.lm_head(x_BTD)
         return softcap_logits(self.config, logits.astype(jnp.float32))
+
+
+def fuses(config: ModelConfig, dtype: Any) -> bool:
+    """Whether rows that attend causally to themselves do so in one fused kernel of this GPU.
+
+    Not where layers differ in their windows, scores have a soft cap, or a mesh surrounds the
+    program.
+    """
+    alike = len(set(config.windows)) == 1 and config.attn_logit_softcapping is None
+    alone = all(size == 1 for size in current_sizes().values())
+    heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    dtype = jnp.dtype(dtype).name
+    return alike and alone and attention.fused_serves(*heads, config.windows[0], dtype)
 
 
 def softcap_logits(config: ModelConfig, logits: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -103,9 +103,7 @@ def make_train_step(
         def update(params, opt_state):
             # A product, because XLA writes quotients out: another copy of the gradient.
             mean = jax.tree.map(lambda g: g * (1 / sums.tokens), grads)
-            updates, opt_state = optimizer.update(
-                mean, opt_state, params, grad_norm=norm, **counts
-            )
+            updates, opt_state = optimizer.update(mean, opt_state, params, grad_norm=norm, **counts)
             return optax.apply_updates(params, updates), opt_state
 
         new = jax.lax.cond(good, update, lambda *old: old, state.params, state.opt_state)
