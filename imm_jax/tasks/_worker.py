@@ -9,6 +9,7 @@ never outlives a parent that was killed.
 """
 
 import builtins
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,7 +17,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space; 9**9**9 ends in a MemoryError
 FUNCTIONS = {"sqrt", "exp", "log", "ln", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
@@ -42,9 +43,9 @@ def solved(question: str, answer: str) -> bool:
     """
     dataset, entry = _entry(question)
     for text in dict.fromkeys((answer, answer.removesuffix("."))):
-        guard_eval(harmless(text))
-        if float(dataset.score_answer(text, entry)) >= 1.0:
-            return True
+        with guarded_eval(harmless(text)):
+            if float(dataset.score_answer(text, entry)) >= 1.0:
+                return True
     return False
 
 
@@ -103,11 +104,10 @@ def harmless(text: str) -> bool:
     return set(re.findall(r"([^\W\d]\w*)\s*\(", text)) <= FUNCTIONS
 
 
-evaluate = builtins.eval
-
-
-def guard_eval(allowed: bool) -> None:
-    """Lets reasoning-gym and SymPy use ``eval`` or not."""
+@contextlib.contextmanager
+def guarded_eval(allowed: bool) -> Iterator[None]:
+    """Keeps reasoning-gym and SymPy from ``eval`` unless ``allowed``."""
+    evaluate = builtins.eval
 
     def guarded(source, *scopes):
         frame = sys._getframe(1)
@@ -117,6 +117,10 @@ def guard_eval(allowed: bool) -> None:
         return evaluate(source, *(scopes or (frame.f_globals, frame.f_locals)))
 
     builtins.eval = guarded
+    try:
+        yield
+    finally:
+        builtins.eval = evaluate
 
 
 def limit_memory() -> None:

@@ -75,6 +75,8 @@ def make_task(
         raise InputError(f"{spec}: a suite is several tasks, expected one")
     if "type" in options:
         check_answer_type(options["type"], spec)
+        if options["type"] not in WORKED:
+            raise InputError(f"{spec}: answers of type {options['type']!r} need its own task")
     source = SOURCES[scheme](target, options)
     parts: dict[str, tuple[Example, ...]] = {"train": (), "test": ()}
     types: dict[str, str] = {}

@@ -120,6 +120,13 @@ def test_what_a_model_says_is_not_run(tmp_path):
             pairs = [(example, text) for text in (evil, f"[{evil}]", example.answer)]
             grades = grade_all("reasoning_gym", pairs, verifier=verifier)
             assert [g.correct for g in grades] == [False, False, True]
+        # To make a question anew, eval is reasoning-gym's own to use: also after such an answer.
+        [sums] = make_task("reasoning_gym:basic_arithmetic", train_size=0, test_size=1).test
+        pairs = [(example, evil), (sums, sums.answer)]
+        assert [g.correct for g in grade_all("reasoning_gym", pairs, verifier=verifier)] == [
+            False,
+            True,
+        ]
     assert not mark.exists()
     with Verifier(workers=1, judge="reasoning_gym", time_limit=2.0) as verifier:
         [example] = make_task("reasoning_gym:countdown", train_size=0, test_size=1).test

@@ -225,6 +225,7 @@ def test_an_empty_file(tmp_path, content):
         ("hub:gsm8k,test=a,test=b", "'test' is given twice"),
         ("jsonl:a.jsonl,test=b.jsonl", "the test file is given twice"),
         ("jsonl:a.jsonl,type=numbr", "unknown answer type 'numbr' .*'number'"),
+        ("jsonl:a.jsonl,type=reasoning_gym", "'reasoning_gym' need its own task"),
         ("builtin:", "a name or path is missing"),
         ("jsonl:", "a name or path is missing"),
         ("", "a task should be text"),
