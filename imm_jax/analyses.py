@@ -1,4 +1,4 @@
-"""The sections of an analysis: each takes what is looked at and puts its figures in a record."""
+"""The sections of an analysis that ask no model anything: each puts its figures in a record."""
 
 import dataclasses
 import hashlib
@@ -15,17 +15,10 @@ from imm_jax.analysis import importance
 from imm_jax.analysis.change import Change, change_by_layer
 from imm_jax.analysis.correlation import rank_correlation
 from imm_jax.analysis.diversity import COLLAPSED, collapse_rows, diversity
-from imm_jax.analysis.memorisation import memorisation, renumber
 from imm_jax.analysis.record import SETTINGS, Record
-from imm_jax.analysis.scores import score_answers
-from imm_jax.errors import InputError
-from imm_jax.evaluation import Answer, ask
-from imm_jax.merging import merge_params
+from imm_jax.evaluation import Answer
 from imm_jax.rounds.tools import Bench, training_sequences
 from imm_jax.run_folder import RunFolder
-from imm_jax.sampling.decode import decode_weights
-from imm_jax.tasks.sources import parse_spec
-from imm_jax.tasks.types import Example, Task
 from imm_jax.training.batching import Batches
 
 MEASURES = {
@@ -33,56 +26,6 @@ MEASURES = {
     "ablation": importance.ablation_importance,
     "influence": importance.block_influence,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A base and a model tuned from it, with all that is needed to ask them.
-
-    Attributes:
-      bench: model, tokenizer, tasks and settings.
-      base, tuned: their parameters.
-      name: the tuned model's.
-      should_stop: asked between small steps of work.
-    """
-
-    bench: Bench
-    base: PyTree
-    tuned: PyTree
-    name: str
-    should_stop: Callable[[], bool]
-
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """What results depend on: which weights, which questions, how they are asked."""
-        config = self.bench.config
-        return {
-            "base": fingerprint(self.base),
-            "tuned": fingerprint(self.tuned),
-            "name": self.name,
-            "questions": {task.name: digest(task.test) for task in self.bench.tasks},
-            "data": dataclasses.asdict(config.data),
-            "evaluation": dataclasses.asdict(config.evaluation),
-            **more,
-        }
-
-    def answers(self, params: PyTree, task: Task, questions: Sequence[Example], label: str):
-        """Graded answers to ``questions``, drawn as a run evaluates."""
-        data, config = self.bench.config.data, self.bench.config
-        return ask(
-            self.bench.model,
-            params,
-            self.bench.tokenizer,
-            task,
-            questions,
-            style=data.evaluate_style,
-            shots=data.shots,
-            sampling=config.evaluation,
-            samples=1,
-            seed=data.seed,
-            rule=data.answer_rule,
-            label=label,
-            should_stop=self.should_stop,
-        )
 
 
 def put_diversity(record: Record, run: RunFolder, answer_type: str) -> list[dict]:
@@ -141,7 +84,6 @@ def put_importance(
     bench: Bench,
     base: PyTree,
     solutions: Sequence[Answer],
-    should_stop: Callable[[], bool],
 ) -> Batches:
     """Importance of the base's layers by each measure; returns the solutions as batches."""
     sequences = training_sequences(bench, solutions)
@@ -155,7 +97,7 @@ def put_importance(
     settings = {"solutions": len(batches.sequences), "sequences": digest(batches.sequences)}
     record.begin("importance", settings | {"base": fingerprint(base)})
     for name in measures:
-        make = partial(MEASURES[name], bench.model, base, batches, should_stop=should_stop)
+        make = partial(MEASURES[name], bench.model, base, batches, should_stop=bench.should_stop)
         record.take("importance", name, lambda make=make: _plain_importance(make()))
     return batches
 
@@ -190,107 +132,6 @@ def put_correlations(record: Record, measures: dict[str, list[float]]) -> list[d
                     rows.append(where | {"importance": measure, "change": kind} | found)
     record.put("correlation", {"rows": rows}, {})
     return record.sections["correlation"]["rows"]
-
-
-def put_path(
-    record: Record, pair: Pair, weights: Sequence[float], batches: Batches | None
-) -> dict[str, dict]:
-    """Accuracy on each task, and the loss of the solutions, along the line; returns the points."""
-    sequences = None if batches is None else digest(batches.sequences)
-    record.begin("path", pair.settings(sequences=sequences))
-
-    def measure(weight: float) -> dict[str, Any]:
-        label = f"path {weight:.3g}"
-        params = merge_params(pair.base, pair.tuned, weight=weight)
-        loss = None
-        if batches is not None:
-            loss = importance.mean_loss(
-                pair.bench.model,
-                params,
-                batches,
-                label=f"{label}: loss",
-                should_stop=pair.should_stop,
-            )
-        decoding = decode_weights(params, pair.bench.model.dtype)
-        del params  # three models are enough
-        scores = {
-            task.name: score_answers(
-                pair.answers(decoding, task, task.test, f"{label}: {task.name}"), task.answer_type
-            )
-            for task in pair.bench.tasks
-        }
-        return {"tasks": scores, "loss": loss}
-
-    return {
-        f"{weight:.6g}": record.take("path", f"{weight:.6g}", partial(measure, weight))
-        for weight in weights
-    }
-
-
-def put_memorisation(record: Record, pair: Pair, trained: Sequence[Example]) -> dict[str, dict]:
-    """Base and tuned model on trained, renumbered and new questions; returns both results."""
-    config, task = pair.bench.config, pair.bench.tasks[0]
-    scheme, kind, _ = parse_spec(config.data.in_domain)
-    again = [renumber(kind, q, config.data.seed) for q in trained if scheme == "builtin"]
-    again = [question for question in again if question is not None]
-    questions = {"trained": trained, "renumbered": again, "new": task.test}
-    record.begin(
-        "memorisation",
-        pair.settings(**{name: digest(own) for name, own in questions.items()}),
-    )
-
-    def measure(name: str, params: PyTree) -> Any:
-        decoding = decode_weights(params, pair.bench.model.dtype)
-        found = {
-            which: pair.answers(decoding, task, own, f"{name}: {which} questions") if own else []
-            for which, own in questions.items()
-        }
-        return memorisation(found, task.answer_type)
-
-    return {
-        name: record.take("memorisation", name, partial(measure, name, params))
-        for name, params in (("base", pair.base), ("tuned", pair.tuned))
-    }
-
-
-def sampled_solutions(
-    bench: Bench, base: PyTree, most: int, should_stop: Callable[[], bool]
-) -> list[Answer]:
-    """Right answers of the base to training questions, one a question, at most ``most``."""
-    config, task = bench.config, bench.tasks[0]
-    drawn = ask(
-        bench.model,
-        decode_weights(base, bench.model.dtype),
-        bench.tokenizer,
-        task,
-        task.train,
-        style=config.data.sample_style,
-        shots=config.data.shots,
-        sampling=config.sampling,
-        samples=config.samples,
-        seed=config.data.seed,
-        rule=config.data.answer_rule,
-        label="solutions",
-        should_stop=should_stop,
-    )
-    return right_solutions(drawn, most)
-
-
-def right_solutions(answers: Sequence[Answer], most: int) -> list[Answer]:
-    """The first right answer to each question, at most ``most`` of them.
-
-    Raises:
-      InputError: none is right.
-    """
-    found = {}
-    for answer in answers:
-        if answer.correct:
-            found.setdefault(answer.id, answer)
-    if not found:
-        raise InputError(
-            f"importance: none of {len(answers)} answers is right, expected solutions to look at"
-        )
-    return list(found.values())[:most]
 
 
 def fingerprint(params: PyTree) -> str:

@@ -38,7 +38,7 @@ def analyze(args: argparse.Namespace) -> None:
 
 
 def _analyze(args, subject: Subject, record, weights: list, should_stop: Callable) -> None:
-    from imm_jax import analyses
+    from imm_jax import analyses, probes
     from imm_jax.analysis import plots, text
 
     plot_at = subject.output / PLOTS
@@ -55,8 +55,8 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
         analyses.put_changes(record, base, models)
     batches, measures = None, _measures(args, subject)
     if measures:
-        solutions = _solutions(args, subject, bench, base, should_stop)
-        batches = analyses.put_importance(record, measures, bench, base, solutions, should_stop)
+        solutions = _solutions(args, subject, record, bench, base)
+        batches = analyses.put_importance(record, measures, bench, base, solutions)
     if models:
         changes, found = record.sections["change"]["rows"], analyses.importances(record, base)
         correlations = analyses.put_correlations(record, found)
@@ -66,12 +66,15 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
         print(text.layer_table(found, named), end="\n\n")
         if correlations:
             print(text.correlation_table(correlations), end="\n\n")
+    if args.ablation_questions:
+        found = probes.put_skipped(record, bench, base, args.ablation_questions)
+        print(f"accuracy without a layer\n{text.skipped_table(found)}\n")
     if not weights and not args.memorisation:
         return
-    name = str(subject.last or args.models[1])
-    pair = analyses.Pair(bench, base, tuned(), name, should_stop)
+    pair = probes.Pair(base, tuned(), str(subject.last or args.models[1]))
+    name = pair.name
     if weights:
-        points = analyses.put_path(record, pair, weights, batches)
+        points = probes.put_path(record, bench, pair, weights, batches)
         plots.plot_path(points, plot_at / "path.png", f"from the base to {name}")
         print(f"path to {name}\n{text.path_table(points)}\n")
     if args.memorisation:
@@ -79,7 +82,7 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
         if subject.run:
             ids = subject.run.trained_on(subject.last)
             trained = [question for question in trained if question.id in ids]
-        found = analyses.put_memorisation(record, pair, trained[: args.questions])
+        found = probes.put_memorisation(record, bench, pair, trained[: args.questions])
         print(f"memorisation, {name}\n{text.memorisation_table(found)}\n")
 
 
@@ -126,8 +129,9 @@ def _of_models(args: argparse.Namespace) -> Subject:
         raise InputError("analyze: no --output, expected a folder for the figures of two models")
     if args.arm is not None:
         raise InputError("--arm: given with two models, expected a run's folder")
-    for flag in ("importance", "path", "memorisation"):
-        if getattr(args, flag) and not args.tasks:
+    for name in ("importance", "ablation_questions", "path", "memorisation"):
+        if getattr(args, name) and not args.tasks:
+            flag = name.replace("_", "-")
             raise InputError(f"--{flag}: needs questions, expected --tasks with two models")
     style = args.style or "few_shot"
     data = DataConfig(
@@ -188,10 +192,10 @@ def _measures(args: argparse.Namespace, subject: Subject) -> list[str]:
     return list(dict.fromkeys(args.importance))
 
 
-def _solutions(args, subject: Subject, bench, base, should_stop: Callable) -> list:
-    from imm_jax import analyses
+def _solutions(args, subject: Subject, record, bench, base) -> list:
+    from imm_jax.probes import right_solutions, sampled_solutions
 
     if subject.run is None:
-        return analyses.sampled_solutions(bench, base, args.solutions, should_stop)
+        return sampled_solutions(record, bench, base, args.solutions)
     first = subject.run.places()[0]
-    return analyses.right_solutions(subject.run.selected(first), args.solutions)
+    return right_solutions(subject.run.selected(first), args.solutions)

@@ -139,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
                      "or new samples (default: taylor for a run, none for models)")  # fmt: skip
     sub.add_argument("--solutions", type=_whole(1), default=64, metavar="N",
                      help="right solutions to take at most (default: 64)")  # fmt: skip
+    sub.add_argument("--ablation-questions", type=_whole(1), metavar="N",
+                     help="in-domain accuracy without each layer, on N questions")  # fmt: skip
     sub.add_argument("--path", type=_whole(2), metavar="POINTS",
                      help="accuracy and loss at so many points from base to tuned")  # fmt: skip
     sub.add_argument("--beyond", type=float, default=1.0, metavar="WEIGHT",

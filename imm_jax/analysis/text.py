@@ -61,6 +61,11 @@ def correlation_table(rows: Rows) -> str:
     return aligned(lines)
 
 
+def skipped_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row a layer that is left out, and one for the whole model: accuracy with its interval."""
+    return aligned([["layer", "accuracy"], *([name, _share(s)] for name, s in scores.items())])
+
+
 def path_table(points: Mapping[str, Mapping[str, Any]]) -> str:
     """A row a weight: accuracy on each task with its interval, and the loss."""
     tasks = list(next(iter(points.values()))["tasks"])

@@ -9,10 +9,10 @@ from imm_jax.training.batching import Sequence
 
 @pytest.fixture(scope="session")
 def solutions():
-    """Five sequences of 9 or 16 tokens with responses of 3 to 9; some share a packed row."""
+    """Five sequences of 12 tokens, two in a packed row, with responses of 4 to 9."""
     rng = np.random.default_rng(5)
-    lengths = [(9, 3), (16, 9), (9, 4), (9, 6), (16, 7)]
-    return [Sequence(tuple(rng.integers(2, 320, n).tolist()), start) for n, start in lengths]
+    starts = [3, 8, 4, 6, 7]
+    return [Sequence(tuple(rng.integers(2, 320, 12).tolist()), start) for start in starts]
 
 
 @pytest.fixture(scope="session", params=["llama", "gemma3_text"])

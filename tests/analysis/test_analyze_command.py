@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from imm_jax import analyses, checkpoints
+from imm_jax import analyses, checkpoints, probes
 from imm_jax.cli import main
 from imm_jax.console import Stop
 from imm_jax.files import read_jsonl
@@ -118,8 +118,11 @@ def test_a_run(place, analyze, monkeypatch):
     assert found["memorisation"]["base"]["scores"]["new"]["accuracy"] == 0.75
 
     # Once more: nothing is asked or measured again.
-    monkeypatch.setattr(analyses, "ask", None)
-    monkeypatch.setattr(analyses, "MEASURES", dict.fromkeys(analyses.MEASURES))
+    def again(*args, **kwargs):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(probes, "ask", again)
+    monkeypatch.setattr(analyses, "MEASURES", dict.fromkeys(analyses.MEASURES, again))
     assert analyze("run", *EVERYTHING) == printed
     assert read(place / "run") == found
 
@@ -141,17 +144,23 @@ def test_two_models(place, analyze):
         assert shares == {"test": 0.75, "more": 0.75}
     assert found["importance"]["settings"]["solutions"] == 6  # right: 6 of 8 training questions
     assert "path to tuned" in printed
+    # Blocks add nothing here, so the model answers as well without one.
+    analyze("model", "tuned", "--output", "out", *asked, "--ablation-questions", "3")
+    found = read(place / "out")
+    scores = {name: s["accuracy"] for name, s in found["skipped"].items() if name != "settings"}
+    assert scores == dict.fromkeys(("whole", "1", "2", "3"), 1.0)
+    assert "path" in found  # what was made before stays
 
 
 def test_stopped_and_taken_up_again(place, capsys, monkeypatch):
-    merge, calls = analyses.merge_params, []
+    merge, calls = probes.merge_params, []
 
     def stop_at_second(*args, **kwargs):
         calls.append(kwargs["weight"])
         Stop.signal = 15 if len(calls) == 2 else None
         return merge(*args, **kwargs)
 
-    monkeypatch.setattr(analyses, "merge_params", stop_at_second)
+    monkeypatch.setattr(probes, "merge_params", stop_at_second)
     argv = ["analyze", "run", "--importance", "--path", "3"]
     assert main(argv) == 128 + 15
     assert "the same command goes on from here" in capsys.readouterr().err

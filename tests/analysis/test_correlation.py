@@ -36,13 +36,13 @@ def test_many_pairs():
     y = x + rng.standard_normal(30)
     found, known = rank_correlation(x, y), stats.spearmanr(x, y)
     assert found.rho == pytest.approx(known.statistic)
-    drawn = [rank_correlation(x, rng.permutation(y)).p_value for _ in range(20)]
-    assert found.p_value <= 0.001 and known.pvalue < 0.001 and 0.2 < np.mean(drawn) < 0.8
+    drawn = [rank_correlation(x, rng.permutation(y)).p_value for _ in range(8)]
+    assert found.p_value <= 0.001 and known.pvalue < 0.001 and 0.15 < np.mean(drawn) < 0.85
     interval = stats.bootstrap(
         (x, y), lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False,
-        n_resamples=2000, method="percentile", rng=np.random.default_rng(1),
+        n_resamples=500, method="percentile", rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
-    assert (found.low, found.high) == pytest.approx(tuple(interval), abs=0.03)
+    assert (found.low, found.high) == pytest.approx(tuple(interval), abs=0.06)
 
 
 def test_perfect_order_and_wrong_shapes():

@@ -48,7 +48,7 @@ def test_taylor_and_influence(tiny, theirs, solutions):
     model, params = tiny
     batches = solution_batches(solutions, params, batch_size=3, micro_batch_size=2)
     taylor = taylor_importance(model, params, batches)
-    assert taylor.loss == pytest.approx(float(sum(losses)), rel=1e-4)
+    assert taylor.loss == pytest.approx(sum(x.item() for x in losses), rel=1e-4)
     for name, part in MODULES.items():
         expected = np.zeros(3)
         for path, weight in theirs.named_parameters():
