@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imm_jax.config import (
-    SMOKE,
-    ArmConfig,
-    RunConfig,
-    build,
-    differences,
-    load_config,
-    save_config,
-    to_dict,
-)
+from imm_jax.config import SMOKE, ArmConfig, RunConfig, load_config, save_config
 from imm_jax.errors import InputError
 from imm_jax.sampling.config import SamplingConfig
+from imm_jax.settings import build, differences, to_dict
 from imm_jax.tasks.answers import RULES
 from imm_jax.training.config import LoraConfig, TrainingConfig
 

@@ -8,9 +8,10 @@ import yaml
 
 from imm_jax.analysis.report import page
 from imm_jax.cli import main
-from imm_jax.config import RunConfig, build
+from imm_jax.config import RunConfig
 from imm_jax.rounds.reading import read_run
 from imm_jax.rounds.run import run
+from imm_jax.settings import build
 from tests.answering import run_settings, save_answering, snapshot
 
 

@@ -7,10 +7,11 @@ import pytest
 from imm_jax import analyses
 from imm_jax.analysis.gap import generation_verification_gap
 from imm_jax.analysis.record import Record
-from imm_jax.config import RunConfig, build, save_config
+from imm_jax.config import RunConfig, save_config
 from imm_jax.errors import InputError
 from imm_jax.files import write_jsonl
 from imm_jax.run_folder import Place, read_run
+from imm_jax.settings import build
 from tests.rounds.samples import names, samples
 
 # The gap of round 1: two of four samples of a are right and both are kept, none of b.

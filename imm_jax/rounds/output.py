@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imm_jax.config import RunConfig, build, differences, save_config, to_dict
+from imm_jax.config import RunConfig, save_config
 from imm_jax.errors import InputError
 from imm_jax.files import GONE, PART, atomic_write
+from imm_jax.settings import build, differences, to_dict
 
 logger = logging.getLogger("imm_jax")
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imm_jax.analysis.report import Answers, Question, Run
-from imm_jax.config import RunConfig, build, to_dict
+from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl
 from imm_jax.rounds.output import CONFIG, METRICS, RECORD
 from imm_jax.rounds.run import load_tasks
+from imm_jax.settings import build, to_dict
 from imm_jax.tasks.prompts import question_text
 from imm_jax.yaml_files import read_yaml
 

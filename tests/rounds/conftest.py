@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from imm_jax.config import RunConfig, build
+from imm_jax.config import RunConfig
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from imm_jax.settings import build
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.fit import fit

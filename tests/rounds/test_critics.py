@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from imm_jax.config import RunConfig, build
+from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl
 from imm_jax.models.decoder import Decoder
@@ -19,6 +19,7 @@ from imm_jax.rounds.select import select
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.select_config import CRITICS, SelectConfig
+from imm_jax.settings import build
 from imm_jax.tasks.types import Example, Task
 from tests.rounds.samples import names, sample
 

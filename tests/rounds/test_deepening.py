@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imm_jax.rounds.deepening as deepening
-from imm_jax.config import RunConfig, build, load_config, save_config
+from imm_jax.config import RunConfig, load_config, save_config
 from imm_jax.deepening_config import DeepeningConfig
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.files import read_jsonl
@@ -17,6 +17,7 @@ from imm_jax.rounds.run import run
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.engine import generate
 from imm_jax.sampling.text import Sample
+from imm_jax.settings import build
 from imm_jax.tasks.types import Example, Task
 from tests.answering import results_of
 

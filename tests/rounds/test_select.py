@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imm_jax.config import RunConfig, build
+from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.rounds.select import RULES, check_rule, from_rows, select, to_rows
 from imm_jax.select_config import SelectConfig
+from imm_jax.settings import build
 from tests.rounds.samples import names, sample, samples
 
 

@@ -6,7 +6,7 @@ import logging
 import jax
 import pytest
 
-from imm_jax.config import RunConfig, build
+from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl
 from imm_jax.models.decoder import Decoder
@@ -17,6 +17,7 @@ from imm_jax.rounds.self_verification import self_verify, utilities
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.select_config import SelectConfig
+from imm_jax.settings import build
 from imm_jax.tasks.types import Example, Task
 from tests.answering import ANSWER, params_of
 from tests.rounds.samples import names, sample
