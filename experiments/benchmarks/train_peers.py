@@ -56,7 +56,11 @@ def padded(sequences: list[dict], device: str):
         tokens, prompt = torch.tensor(sequence["tokens"]), sequence["prompt_length"]
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         labels[row, prompt : len(tokens)] = tokens[prompt:]
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": mask.to(device),
+        "labels": labels.to(device),
+    }
 
 
 def torch_step(folder: str, sequences: list[dict], options: dict) -> None:
@@ -65,7 +69,9 @@ def torch_step(folder: str, sequences: list[dict], options: dict) -> None:
 
     device = options["device"]
     model = load(folder, options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options["rate"], weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options["rate"], weight_decay=0.0, fused=True
+    )
     model.train()
     if options["checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -91,7 +97,12 @@ def torch_step(folder: str, sequences: list[dict], options: dict) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         total = float(total)  # waits for the device
-        answer(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - used, loss=total, **peak_memory(device))
+        answer(
+            seconds=time.perf_counter() - start,
+            cpu_seconds=time.process_time() - used,
+            loss=total,
+            **peak_memory(device),
+        )
 
 
 def trl_step(folder: str, sequences: list[dict], options: dict) -> None:
@@ -113,7 +124,11 @@ def trl_step(folder: str, sequences: list[dict], options: dict) -> None:
             self.start, self.used = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args, state, control, **_):
-            answer(seconds=time.perf_counter() - self.start, cpu_seconds=time.process_time() - self.used, **peak_memory(device))
+            answer(
+                seconds=time.perf_counter() - self.start,
+                cpu_seconds=time.process_time() - self.used,
+                **peak_memory(device),
+            )
 
     data = Dataset.from_list(
         [

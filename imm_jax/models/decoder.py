@@ -252,7 +252,8 @@ class Decoder(nn.Module):
         """The layers, with blocks recomputed in the backward pass.
 
         A plain scan that takes its layer out of the stack, not a lifted one that is handed slices:
-        so a layer's gradient can be added to the stack's where it lies (``train_step``).
+        so a layer's gradient can be added to the stack's where it lies (``train_step``). Plain
+        ``jax.grad`` gives the same, but adds a whole stack for each layer.
         """
         block = Block(self.config, self.dtype, fused, parent=None)
         stack, kinds = self.variables["params"]["layers"], jnp.asarray(layer_kinds(self.config)[1])

@@ -91,7 +91,7 @@ class TrainingConfig:
       mu_dtype: of AdamW's first moment; ``bfloat16`` saves 2 of the 8 bytes and rounds b1 too.
       max_grad_norm: gradients of a greater global norm are scaled down to it; None: never.
       packing: several sequences share a row (attention and positions keep them apart), else one
-        right-padded sequence a row.
+        right-padded sequence a row, for which a GPU in half precision uses cuDNN's attention.
       bucket: row lengths are multiples of this many tokens, which bounds the compilations.
       remat: recompute each block in the backward pass.
       compute_dtype: of matrix products; weights, optimizer state, softmax and loss are float32.
