@@ -1,4 +1,4 @@
-"""Many runs in one ``vmap`` beside the same runs one after another through the host's loop.
+"""Many runs in one program beside the same runs one after another through the host's loop.
 
     python experiments/laboratory/pretrain.py
     python experiments/benchmarks/laboratory.py --parts --output laboratory-cpu.json
@@ -109,10 +109,9 @@ def seconds_of(call) -> float:
     return time.perf_counter() - started
 
 
-def compiled_parts(program, params, members, rounds: int) -> dict[str, float]:
-    """Seconds that each step takes for all members and rounds, compiled alone."""
+def compiled_parts(program, params, runs: int, rounds: int, count: int) -> dict[str, float]:
+    """Seconds that each step takes for all runs and rounds, ``count`` side by side, alone."""
     train, tests = settings.train_questions(), settings.test_questions()
-    count = len(members)
     many = jax.tree.map(lambda x: jnp.tile(x[None], (count, *[1] * x.ndim)), params)
     key = jax.random.key(0)
     draw = jax.jit(jax.vmap(lambda p: answer(
@@ -128,7 +127,7 @@ def compiled_parts(program, params, members, rounds: int) -> dict[str, float]:
              "evaluate": lambda: score(many)}  # fmt: skip
     for call in steps.values():
         jax.block_until_ready(call())
-    return {name: rounds * seconds_of(call) for name, call in steps.items()}
+    return {name: rounds * runs / count * seconds_of(call) for name, call in steps.items()}
 
 
 def main() -> None:
@@ -136,6 +135,9 @@ def main() -> None:
     parser.add_argument("--model", default=settings.MODEL, help="the folder pretrain.py wrote")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--weights", type=int, default=WEIGHTS, help="runs: so many weights ...")
+    parser.add_argument(
+        "--batch", type=int, default=settings.SIDE_BY_SIDE, help="runs side by side"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="... times so many seeds")
     parser.add_argument("--host-runs", type=int, default=4)
     parser.add_argument("--sweeps", type=int, default=2)
@@ -150,7 +152,7 @@ def main() -> None:
         for seed in range(args.seeds)
     ]
     bench, train, tests = host_bench(model), settings.train_questions(), settings.test_questions()
-    compiled = lambda: sweep(program, params, train, tests, members)
+    compiled = lambda: sweep(program, params, train, tests, members, batch=args.batch)
     first = {"compiled": seconds_of(compiled), "host": host_run(bench, params, members[0], 1)[0]}
     sweeps, runs, parts = [], [], []
     picked = np.linspace(0, len(members) - 1, args.host_runs).astype(int)
@@ -163,7 +165,9 @@ def main() -> None:
         print(f"host {seconds:.2f} s a run, compiled {sweeps[-1]:.1f} s for {len(members)}",
               flush=True)  # fmt: skip
     host, all_runs = statistics.median(runs), statistics.median(sweeps)
-    inside = compiled_parts(program, params, members, args.rounds) if args.parts else None
+    inside = None
+    if args.parts:
+        inside = compiled_parts(program, params, len(members), args.rounds, args.batch)
     report = {
         **settings.record(),
         "runs": len(members),

@@ -23,6 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=settings.MODEL, help="the folder pretrain.py wrote")
     parser.add_argument("--weights", type=int, default=16, help="merge weights from 0 to 1")
+    parser.add_argument(
+        "--batch", type=int, default=settings.SIDE_BY_SIDE, help="runs side by side"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=settings.ROUNDS)
     parser.add_argument("--questions", type=int, default=settings.QUESTIONS, help="to practise")
@@ -45,6 +48,7 @@ def main() -> None:
         settings.train_questions(args.questions),
         settings.test_questions(),
         members,
+        batch=args.batch,
     )
     found = rows_of(base, figures, (len(weights), args.seeds))
     seconds = time.monotonic() - started
@@ -86,6 +90,7 @@ def draw(figure, report: dict) -> None:
         extent = (first - 0.5, first + values.shape[1] - 0.5, -0.5, len(weights) - 0.5)
         image = axis.imshow(values, origin="lower", aspect="auto", extent=extent, cmap="viridis")
         axis.set_yticks(range(0, len(weights), 3), [f"{w:.2f}" for w in weights[::3]])
+        axis.set_xticks(range(first, first + values.shape[1]))
         axis.set(title=title, xlabel="round", ylabel="merge weight")
         figure.colorbar(image, ax=axis)
     for name, title in (("in_domain", "in-domain"), ("out_of_domain", "out-of-domain")):

@@ -32,11 +32,12 @@ PRETRAINING = TrainingConfig(learning_rate=3e-3, b2=0.98, remat=False, loss_chun
 STEPS, BATCH = 1600, {PRACTISED: 2} | dict.fromkeys(OTHERS, 8)
 
 QUESTIONS, TESTS, OTHER_TESTS = 64, 64, 16
-ROUNDS = 6
+ROUNDS = 8
+SIDE_BY_SIDE = 16  # runs; all 64 at once would take over 5 GB
 SAMPLING = SamplingConfig(max_new_tokens=RESPONSE, temperature=0.7)
 EVALUATION = SamplingConfig(max_new_tokens=RESPONSE, temperature=0.0)
 FINE_TUNING = TrainingConfig(
-    learning_rate=3e-4, epochs=2, batch_size=16, micro_batch_size=16, packing=False, remat=False,
+    learning_rate=1e-4, epochs=4, batch_size=16, micro_batch_size=16, packing=False, remat=False,
     loss_chunk=2048,
 )  # fmt: skip
 

@@ -142,6 +142,7 @@ def sweep(
     members: Sequence[Member],
     *,
     keep: Callable[[Outcome], PyTree] = lambda outcome: outcome.figures,
+    batch: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "K"], PyTree]:
     """Runs Iterative Model Merging once for each member, all in one compiled program.
@@ -155,6 +156,8 @@ def sweep(
       tests: sets of test questions, in-domain first.
       members: the runs.
       keep: what of each run's outcome to return; what is left out is not kept in memory.
+      batch: members that run side by side on a device, a divisor of how many it has; one such group
+        after another, in the same program, in a part of the memory. None: all of them.
       mesh: with one axis, along which the members are split; it is their number's divisor. None:
         one device.
 
@@ -164,22 +167,28 @@ def sweep(
 
     Raises:
       InputError: no members, a weight that does not fit, a drop rate or seed out of range, members
-        that the mesh does not divide.
+        that the mesh or ``batch`` does not divide.
     """
     inputs, seeds = _arrays(program, base, members)
     if mesh is not None and len(members) % mesh.size:
         raise InputError(f"{len(members)} members, expected a multiple of the {mesh.size} devices")
+    each = len(members) // (1 if mesh is None else mesh.size)
+    if batch is not None and (batch < 1 or each % batch):
+        raise InputError(f"batch: {batch}, expected a divisor of the {each} members of a device")
     orders = _orders(program, seeds, train.tokens.shape[0] * program.samples)
-    return _compiled(program, keep, mesh)(base, train, tuple(tests), orders, inputs)
+    return _compiled(program, keep, batch, mesh)(base, train, tuple(tests), orders, inputs)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(program: Program, keep: Callable, mesh: Mesh | None) -> Callable:
+def _compiled(program: Program, keep: Callable, batch: int | None, mesh: Mesh | None) -> Callable:
     """The jitted sweep; the same one for equal arguments, so that nothing is compiled twice."""
 
     def runs(base, train, tests, orders, inputs):
         one = functools.partial(_run, program, base, train, tests, orders)
-        return jax.vmap(lambda member: keep(one(member)))(inputs)
+        kept = lambda member: keep(one(member))
+        if batch is None:
+            return jax.vmap(kept)(inputs)
+        return jax.lax.map(kept, inputs, batch_size=batch)
 
     if mesh is not None:
         whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names[0])

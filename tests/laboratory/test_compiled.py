@@ -166,7 +166,7 @@ def test_other_members_change_nothing_and_compile_nothing(guesser, compiled):
     inputs, seeds = module._arrays(program(model), params, [*others, MEMBERS[0]])
     orders = module._orders(program(model), seeds, len(ASKED["train"].length) * SAMPLES)
     swept, tests = (
-        module._compiled(program(model), everything, None),
+        module._compiled(program(model), everything, None, None),
         (ASKED["test"], ASKED["other"]),
     )
     before = swept._cache_size()

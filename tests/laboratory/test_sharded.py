@@ -1,4 +1,4 @@
-"""A sweep over eight devices is that of one."""
+"""A sweep over eight devices is that of one, and one in groups that of all at once."""
 
 import pytest
 
@@ -33,20 +33,22 @@ program = Program(
 members = [Member(weight=w, drop_rate=0.25, seed=s) for w in (0.0, 0.3, 0.5, 1.0) for s in (1, 2)]
 mesh = Mesh(np.array(jax.devices()), ("members",))
 everything = lambda outcome: outcome
-run = lambda mesh, members=members: sweep(
-    program, params, asked(1, 6), [asked(2, 32)], members, keep=everything, mesh=mesh)
+run = lambda mesh, batch=None, members=members: sweep(
+    program, params, asked(1, 6), [asked(2, 32)], members,
+    keep=everything, batch=batch, mesh=mesh)
 base, many = run(mesh)
-_, one = run(None)
+_, one = run(None, batch=4)  # one group after another
 answers["devices"] = sorted(d.id for d in many.figures.kept.sharding.device_set)
 answers["samples"] = bool((many.samples.tokens == one.samples.tokens).all())
 answers["kept"] = many.figures.kept.tolist(), one.figures.kept.tolist()
 answers["accuracy"] = many.figures.accuracy.tolist(), one.figures.accuracy.tolist()
 answers["params"] = furthest(many.params, one.params)
 answers["moved"] = furthest(jax.tree.map(lambda x: x[-1], many.params), params)
-try:
-    run(mesh, members[:6])
-except InputError as error:
-    answers["refused"] = str(error)
+for name, wrong in {"mesh": (mesh, None, members[:6]), "batch": (None, 3, members)}.items():
+    try:
+        run(*wrong)
+    except InputError as error:
+        answers[name] = str(error)
 """
 
 
@@ -57,4 +59,5 @@ def test_members_are_spread_over_devices():
     assert found["accuracy"][0] == found["accuracy"][1]
     assert found["params"] < 1e-5 < 1e-3 < found["moved"]
     assert min(map(min, found["kept"][0])) > 0
-    assert "6 members, expected a multiple of the 8 devices" in found["refused"]
+    assert found["mesh"] == "6 members, expected a multiple of the 8 devices"
+    assert found["batch"] == "batch: 3, expected a divisor of the 8 members of a device"
