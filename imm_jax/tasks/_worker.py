@@ -20,8 +20,9 @@ import sys
 from collections.abc import Callable, Iterator
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space; 9**9**9 ends in a MemoryError
-FUNCTIONS = {"sqrt", "exp", "log", "ln", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
-             "cosh", "tanh", "Abs"}  # fmt: skip
+FUNCTIONS = {"sqrt", "cbrt", "exp", "log", "ln", "sin", "cos", "tan", "sec", "csc", "cot", "asin",
+             "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "Abs",
+             "Integral"}  # fmt: skip
 
 
 def equivalent(gold: str, answer: str) -> bool:
