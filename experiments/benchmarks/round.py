@@ -186,7 +186,10 @@ def accuracies(row: dict) -> dict[str, float]:
 
 
 def summary(runs: dict[str, list[dict]]) -> dict:
-    """Medians of seconds, and how many times longer the peer takes."""
+    """Medians of seconds, and how many times longer the peer takes.
+
+    ``cold`` is our first run, which compiles everything, ``warm`` the others.
+    """
     keys = [*runs["imm-jax"][0]["seconds"], "cpu_seconds"]
     flat = lambda run: run["seconds"] | {"cpu_seconds": run["cpu_seconds"]}
     first, *later = runs["imm-jax"]

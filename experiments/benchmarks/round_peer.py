@@ -182,7 +182,7 @@ def main():
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = load(job["model"], job["dtype"])
     with Timed("original"):
-        original, _ = evaluate(job, model, tokenizer)
+        original, first = evaluate(job, model, tokenizer)
     train = read(job["train"])
     with Timed("sample"):
         texts, sampled = generate(job, model, tokenizer, train, job["samples"], job["temperature"])
@@ -197,7 +197,7 @@ def main():
         merged, evaluated = evaluate(job, load(folder / "merged", job["dtype"]), tokenizer)
     result = {
         "seconds": SECONDS,
-        "tokens": {"sample": sampled, "evaluate": evaluated},
+        "tokens": {"original": first, "sample": sampled, "evaluate": evaluated},
         "kept": len(pairs),
         "accuracy": {"original": original, "merged": merged},
     }
