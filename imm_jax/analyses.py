@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from imm_jax import checkpoints, hosts
@@ -95,7 +93,7 @@ def put_importance(
         micro_batch_size=training.micro_batch_size,
     )
     settings = {"solutions": len(batches.sequences), "sequences": digest(batches.sequences)}
-    record.begin("importance", settings | {"base": fingerprint(base)})
+    record.begin("importance", settings | {"base": hosts.fingerprint(base)})
     for name in measures:
         make = partial(MEASURES[name], bench.model, base, batches, should_stop=bench.should_stop)
         record.take("importance", name, lambda make=make: _plain_importance(make()))
@@ -115,7 +113,7 @@ def _plain_importance(found: Any) -> dict[str, Any]:
 def importances(record: Record, base: PyTree) -> dict[str, list[float]]:
     """For each measure of this base that there is a figure a layer."""
     section = record.sections.get("importance")
-    if section is None or section[SETTINGS]["base"] != fingerprint(base):
+    if section is None or section[SETTINGS]["base"] != hosts.fingerprint(base):
         return {}
     return {name: section[name]["layers"] for name in MEASURES if name in section}
 
@@ -132,15 +130,6 @@ def put_correlations(record: Record, measures: dict[str, list[float]]) -> list[d
                     rows.append(where | {"importance": measure, "change": kind} | found)
     record.put("correlation", {"rows": rows}, {})
     return record.sections["correlation"]["rows"]
-
-
-def fingerprint(params: PyTree) -> str:
-    """A hash of about a thousand numbers of each array, which differ from one model to the next."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        flat = leaf.reshape(-1)
-        found.update(np.asarray(hosts.fetch(flat[:: max(1, flat.size // 1000)])).tobytes())
-    return found.hexdigest()[:16]
 
 
 def digest(items: Sequence) -> str:

@@ -109,6 +109,8 @@ def _last_place(args: argparse.Namespace, run):
             f"--arm: the run has no arm {args.arm!r}{nearest(args.arm, arms)}, expected one of "
             f"{', '.join(arms)}"
         )
+    if not run.places():
+        raise InputError(f"{run.path}: no round of this run is finished, expected one at least")
     arm = args.arm or next((name for name in arms if not run.merges(name)), list(arms)[-1])
     places = [p for p in run.places() if (p.seed, p.arm) == (run.places()[0].seed, arm)]
     if not places:
@@ -162,18 +164,19 @@ def _shortened(tasks, most: int | None) -> tuple:
 def _load(args, subject: Subject, should_stop: Callable):
     """The bench, the base's parameters, how to read the tuned ones, and all tuned models."""
     from imm_jax import analyses, checkpoints
-    from imm_jax.rounds.run import open_model
+    from imm_jax.rounds.run import open_bench
     from imm_jax.rounds.stages import Later
     from imm_jax.rounds.tools import check_prompts
 
     config = subject.config
-    bench, read, _ = open_model(config.model, config.revision, config, subject.tasks, should_stop)
+    settings = config, subject.tasks, should_stop
+    bench, read, _ = open_bench(config.model, config.revision, *settings)
     if subject.tasks:
         check_prompts(bench)
     if subject.run is None:
         from imm_jax.analysis.change import check_same
 
-        tuned = open_model(args.models[1], None, config, subject.tasks, should_stop)[1]
+        tuned = open_bench(args.models[1], None, *settings)[1]
         base = read()
         check_same(base, tuned())
         return bench, base, tuned, [({"model": args.models[1]}, tuned)]

@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from imm_jax.analyses import digest, fingerprint
+from imm_jax import hosts
+from imm_jax.analyses import digest
 from imm_jax.analysis.importance import mean_loss, without_layer
 from imm_jax.analysis.memorisation import memorisation, renumber
 from imm_jax.analysis.record import Record
@@ -40,8 +41,10 @@ class Pair:
     def settings(self) -> dict[str, str]:
         """What tells this pair from others."""
         return {
-            "base": fingerprint(self.base), "tuned": fingerprint(self.tuned), "name": self.name,
-        }  # fmt: skip
+            "base": hosts.fingerprint(self.base),
+            "tuned": hosts.fingerprint(self.tuned),
+            "name": self.name,
+        }
 
 
 def how_asked(bench: Bench) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def put_skipped(record: Record, bench: Bench, base: PyTree, count: int) -> dict[
     questions = task.test[:count]
     record.begin(
         "skipped",
-        how_asked(bench) | {"base": fingerprint(base), "questions": digest(questions)},
+        how_asked(bench) | {"base": hosts.fingerprint(base), "questions": digest(questions)},
     )
 
     def measure(layer: int | None) -> TaskScore:
@@ -167,7 +170,7 @@ def sampled_solutions(record: Record, bench: Bench, base: PyTree, most: int) -> 
     """Right answers of the base to training questions, one a question, at most ``most``."""
     config, task = bench.config, bench.tasks[0]
     settings = {"samples": config.samples, "sampling": dataclasses.asdict(config.sampling)}
-    settings |= {"base": fingerprint(base), "questions": digest(task.train)}
+    settings |= {"base": hosts.fingerprint(base), "questions": digest(task.train)}
     record.begin("solutions", how_asked(bench) | settings)
 
     def draw() -> list[dict]:

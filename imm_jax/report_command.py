@@ -33,10 +33,10 @@ def write_report(
     """
     from imm_jax.analysis.report import page
     from imm_jax.files import atomic_write
-    from imm_jax.rounds.reading import read_run
+    from imm_jax.report_data import read_report
 
     output = Path(folders[0]) / REPORT if output is None else Path(output)
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_report(folder) for folder in folders]
     check_output(str(output))
     atomic_write(output, page(runs, examples))
     return output

@@ -94,23 +94,24 @@ class RunFolder:
 
 
 def read_run(path: str | Path) -> RunFolder:
-    """Reads a run's folder.
+    """Reads the folder of a run that is finished, under way, or was cut off.
 
     Raises:
-      InputError: it is no run's folder, or no round of the run is finished.
+      InputError: it is no run's folder, has no result yet, or a file in it is damaged.
     """
     path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: is not a folder, expected that of a run")
     if not (path / CONFIG).is_file():
-        raise InputError(f"{path}: no {CONFIG} there, expected a run's folder")
+        raise InputError(f"{path}: holds no {CONFIG}, expected the folder of a run")
     config = load_config(path / CONFIG)
-    rows = read_jsonl(path / METRICS) if (path / METRICS).is_file() else []
-    for number, row in enumerate(rows, 1):
-        for key, kind in (("seed", int), ("round", int), ("arm", str)):
-            if not isinstance(row.get(key), kind):
-                raise InputError(
-                    f"{path / METRICS}:{number}: {key} is {row.get(key)!r}, expected a "
-                    f"{'whole number' if kind is int else 'name'}"
-                )
-    if not any(row["round"] > 0 for row in rows):
-        raise InputError(f"{path}: no round of this run is finished, expected one at least")
+    if not (path / METRICS).is_file():
+        raise InputError(f"{path}: holds no {METRICS} yet, expected a run with results")
+    rows = read_jsonl(path / METRICS)
+    if not rows or not all(_is_result(row) for row in rows):
+        raise InputError(f"{path / METRICS}: expected the results of a run, a row each")
     return RunFolder(path, config, rows)
+
+
+def _is_result(row: dict) -> bool:
+    return {"seed", "round", "arm", "tasks", "in_domain", "out_of_domain"} <= row.keys()

@@ -9,7 +9,7 @@ import yaml
 from imm_jax.analysis.report import page
 from imm_jax.cli import main
 from imm_jax.config import RunConfig
-from imm_jax.rounds.reading import read_run
+from imm_jax.report_data import read_report
 from imm_jax.rounds.run import run
 from imm_jax.settings import build
 from tests.answering import run_settings, save_answering, snapshot
@@ -39,7 +39,7 @@ def test_the_page_is_beside_the_results(place, capsys):
 
 
 def test_what_is_read_is_what_the_run_wrote(place):
-    found = read_run("out")
+    found = read_report("out")
     rows = [json.loads(line) for line in (place / "out/metrics.jsonl").read_text().splitlines()]
     assert found.rows == rows and found.last == 1 and len(rows) == found.expected == 3
     assert set(found.answers) == {(0, 0, "base"), (0, 1, "vanilla"), (0, 1, "imm")}
@@ -68,13 +68,13 @@ def test_questions_that_are_no_longer_the_same(place):
     run_record = json.loads((place / "out/run.json").read_text())
     run_record["tasks"]["other"] = "another file"
     (place / "out/run.json").write_text(json.dumps(run_record))
-    found = read_run("out")
+    found = read_report("out")
     assert "other" not in found.questions and len(found.questions) == 1
     assert found.notes == ("The questions of other are no longer those of the run.",)
     (place / "out/run.json").unlink()
     config = (place / "out/config.yaml").read_text().replace("other.jsonl", "gone.jsonl")
     (place / "out/config.yaml").write_text(config)
-    found = read_run("out")
+    found = read_report("out")
     assert found.questions == {} and "could not be read again" in page([found])
 
 

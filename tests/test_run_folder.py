@@ -38,9 +38,12 @@ def folder(tmp_path):
         write_jsonl(place / "selected.jsonl", [row for row in rows if row["correct"]])
     for part in ("round-2/vanilla/model", "round-2/vanilla/tuned", "round-2/imm/model"):
         (tmp_path / "seed-3" / part).mkdir(parents=True)
-    metrics = [{"seed": 3, "round": 0, "arm": "base"}]
+    scores = {"tasks": {}, "in_domain": None, "out_of_domain": None}
+    metrics = [{"seed": 3, "round": 0, "arm": "base"} | scores]
     metrics += [
-        {"seed": 3, "round": t, "arm": arm, "verification": GAP} for t in (1, 2) for arm in arms
+        {"seed": 3, "round": t, "arm": arm, "verification": GAP} | scores
+        for t in (1, 2)
+        for arm in arms
     ]
     write_jsonl(tmp_path / "metrics.jsonl", metrics)
     return tmp_path

@@ -35,7 +35,7 @@ from imm_jax.rounds.compiled import Member, accuracies, sweep
 from imm_jax.rounds.compiled_steps import answer, fit, select
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.tools import Bench, make_tools
+from imm_jax.rounds.tools import Bench, check_prompts, make_tools
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "laboratory"))
 import settings
@@ -67,7 +67,8 @@ def host_bench(model) -> Bench:
         to_task(kind, test=settings.drawn(kind, "test", settings.OTHER_TESTS))
         for kind in settings.OTHERS
     ]
-    return Bench(config, model, make_tokenizer(), tuple(tasks), lambda: False)
+    bench = Bench(config, model, make_tokenizer(), tuple(tasks), lambda: False)
+    return dataclasses.replace(bench, prompts=check_prompts(bench))
 
 
 def host_run(bench: Bench, params, member: Member, rounds: int) -> tuple[float, dict, list]:

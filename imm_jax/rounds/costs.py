@@ -142,9 +142,9 @@ class Meter:
             self._clocks[-1].keep(self.peak)
 
     def count(self, tokens: int, flops: int) -> None:
-        """Adds to what the stage under way has done."""
-        clock = self._clocks[-1]
-        clock.tokens, clock.flops = _sum(clock.tokens, tokens), _sum(clock.flops, flops)
+        """Adds to what the stage under way has done, if one is."""
+        for clock in self._clocks[-1:]:
+            clock.tokens, clock.flops = _sum(clock.tokens, tokens), _sum(clock.flops, flops)
 
 
 def read_costs(folder: Path) -> dict[str, Cost]:

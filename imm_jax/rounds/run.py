@@ -151,12 +151,12 @@ def load_bench(
 ) -> tuple[Bench, PyTree, dict]:
     """The model and all that goes with it, its parameters, and the record of where it came from."""
     settings = config, tasks, should_stop, meter
-    bench, base, source = open_model(config.model, config.revision, *settings)
+    bench, base, source = open_bench(config.model, config.revision, *settings)
     if config.training.lora is not None:
         target_kernels(param_shapes(bench.model.config), config.training.lora)
     record = {"model": source}
     if config.teacher is not None:
-        *teacher, record["teacher"] = open_model(config.teacher, None, *settings)
+        *teacher, record["teacher"] = open_bench(config.teacher, None, *settings)
         bench = dataclasses.replace(bench, teacher=tuple(teacher))
     bench = dataclasses.replace(bench, prompts=check_prompts(bench))
     mesh = make_mesh(config.mesh)
@@ -172,13 +172,13 @@ def load_bench(
     return bench, base(), record
 
 
-def open_model(
+def open_bench(
     source: str,
     revision: str | None,
     config: RunConfig,
     tasks: tuple[Task, ...],
     should_stop: Callable[[], bool],
-    meter: Meter,
+    meter: Meter | None = None,
 ) -> tuple[Bench, Later[PyTree], dict]:
     """A model and its tokenizer, its parameters read when first asked for, and where it is from."""
     resolved = resolve(source, revision=revision)
@@ -197,7 +197,7 @@ def open_model(
         dtype = jnp.dtype(config.dtype)
         return load_model(source, dtype=dtype, sharding=where, revision=revision)[1]
 
-    bench = Bench(config, model, tokenizer, tasks, should_stop, meter)
+    bench = Bench(config, model, tokenizer, tasks, should_stop, meter or Meter())
     return bench, Later(read), resolved.record
 
 

@@ -50,7 +50,7 @@ class Bench:
     tokenizer: Any
     tasks: tuple[Task, ...]
     should_stop: Callable[[], bool]
-    meter: Meter
+    meter: Meter = dataclasses.field(default_factory=Meter)
     prompts: dict[tuple[str, str], PromptTokens] = dataclasses.field(default_factory=dict)
     teacher: tuple["Bench", Later[PyTree]] | None = None
 

@@ -142,7 +142,7 @@ def _identity(config: TrainingConfig, batches: Batches, params: PyTree) -> dict[
     mine = {"seed": batches.seed, "sequences": digest.hexdigest(), **dataclasses.asdict(config)}
     del mine["save_every_steps"], mine["max_skipped"]
     if config.lora is not None:  # adapters mean something beside their own parameters only
-        mine["parameters"] = _fingerprint(params)
+        mine["parameters"] = hosts.fingerprint(params)
     return json.loads(json.dumps(mine))
 
 
@@ -165,13 +165,3 @@ def _claim(folder: Path, mine: dict[str, Any]) -> None:
         atomic_write(path, json.dumps(mine, indent=1))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-
-
-def _fingerprint(params: PyTree) -> str:
-    """A hash of about a thousand numbers of each array, which differ from one model to the next."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        flat = leaf.reshape(-1)
-        some = hosts.fetch(flat[:: max(1, flat.size // 1000)])
-        digest.update(np.asarray(some).tobytes())
-    return digest.hexdigest()

@@ -174,8 +174,8 @@ def test_stopped_and_taken_up_again(place, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("model",), "model: no config.yaml there, expected a run's folder"),
-        (("nowhere",), "nowhere: no config.yaml there"),
+        (("model",), "model: holds no config.yaml, expected the folder of a run"),
+        (("nowhere",), "nowhere: is not a folder"),
         (("model", "tuned"), "no --output, expected a folder"),
         (("model", "tuned", "run"), "3 models, expected a run's folder or two models"),
         (("model", "tuned", "--output", "o", "--path", "3"), "--path: needs questions"),
@@ -194,7 +194,11 @@ def test_wrong_input_is_one_line(refused, argv, says):
 
 
 def test_a_damaged_run_is_named(place, refused):
-    (place / "run/metrics.jsonl").write_text('{"seed": 0, "round": "1", "arm": "imm"}\n')
-    assert "metrics.jsonl:1: round is '1', expected a whole number" in refused(("analyze", "run"))
-    (place / "run/metrics.jsonl").unlink()
+    metrics = place / "run/metrics.jsonl"
+    base = metrics.read_text().splitlines(keepends=True)[0]
+    metrics.write_text(base)
     assert "no round of this run is finished" in refused(("analyze", "run"))
+    metrics.write_text('{"seed": 0, "round": 1, "arm": "imm"}\n')
+    assert "metrics.jsonl: expected the results of a run" in refused(("analyze", "run"))
+    metrics.unlink()
+    assert "run: holds no metrics.jsonl yet" in refused(("analyze", "run"))

@@ -16,7 +16,7 @@ from imm_jax.rounds import compiled as module
 from imm_jax.rounds.compiled import Member, Program, sweep
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.tools import Bench, evaluate_tasks, make_tools
+from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.training.config import TrainingConfig
 
@@ -100,6 +100,7 @@ def host_rounds(guesser, arm, seed, folder):
     """The host's loop: what each round sampled, kept and scored, and the last merged model."""
     model, params = guesser
     bench = Bench(HOST, model, make_tokenizer(), TASKS, lambda: False)
+    bench = dataclasses.replace(bench, prompts=check_prompts(bench))
     scores = [evaluate_tasks(bench, params, Stages(folder / "base"), "original")]
     current, seen = Later(lambda: params), []
     for t in range(1, ROUNDS + 1):

@@ -9,53 +9,39 @@ from imm_jax.analysis.report import Answers, Question, Run
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl
-from imm_jax.rounds.output import CONFIG, METRICS, RECORD
+from imm_jax.rounds.output import RECORD
 from imm_jax.rounds.run import load_tasks
-from imm_jax.settings import build, to_dict
+from imm_jax.run_folder import read_run
+from imm_jax.settings import to_dict
 from imm_jax.tasks.prompts import question_text
-from imm_jax.yaml_files import read_yaml
 
 logger = logging.getLogger("imm_jax")
 
 ANALYSIS = "analysis.json"
 
 
-def read_run(folder: str | Path) -> Run:
-    """Reads a run that is finished, under way, or was cut off.
+def read_report(folder: str | Path) -> Run:
+    """Reads what a report shows of a run that is finished, under way, or was cut off.
 
     Raises:
       InputError: it is no run's folder, has no result yet, or a file in it is damaged.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is not a folder, expected that of a run")
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: holds no {CONFIG}, expected the folder of a run")
-    config = build(RunConfig, read_yaml(folder / CONFIG), str(folder / CONFIG))
-    if not (folder / METRICS).is_file():
-        raise InputError(f"{folder}: holds no {METRICS} yet, expected a run with results")
-    rows = read_jsonl(folder / METRICS)
-    if not rows or not all(_is_result(row) for row in rows):
-        raise InputError(f"{folder / METRICS}: expected the results of a run, a row each")
-    record = _read_object(folder / RECORD)
-    tasks = list(rows[0]["tasks"])
-    places = {(row["seed"], row["round"], row["arm"]) for row in rows}
-    answers = {place: _read_answers(folder, place, tasks) for place in sorted(places)}
-    questions, notes = _read_questions(config, record.get("tasks", {}), tasks)
+    run = read_run(folder)
+    record = _read_object(run.path / RECORD)
+    tasks = list(run.metrics[0]["tasks"])
+    places = {(row["seed"], row["round"], row["arm"]) for row in run.metrics}
+    answers = {place: _read_answers(run.path, place, tasks) for place in sorted(places)}
+    questions, notes = _read_questions(run.config, record.get("tasks", {}), tasks)
     return Run(
-        name=folder.resolve().name,
-        config=to_dict(config),
+        name=run.path.resolve().name,
+        config=to_dict(run.config),
         record=record,
-        rows=rows,
+        rows=run.metrics,
         answers=answers,
         questions=questions,
-        analysis=_read_object(folder / ANALYSIS),
+        analysis=_read_object(run.path / ANALYSIS),
         notes=tuple(notes),
     )
-
-
-def _is_result(row: dict) -> bool:
-    return {"seed", "round", "arm", "tasks", "in_domain", "out_of_domain"} <= row.keys()
 
 
 def _read_object(path: Path) -> dict:
