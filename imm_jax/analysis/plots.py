@@ -1,11 +1,10 @@
 """The plots of an analysis, from the figures of its JSON file."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imm_jax.files import atomic_write
+from imm_jax.analysis.image import save_png
 
 LABELS = {
     "taylor": "Taylor importance, share",
@@ -74,7 +73,7 @@ def plot_layers(
         )
         return figure
 
-    _save(draw, path, title)
+    save_png(draw, path, title)
 
 
 def plot_path(points: Mapping[str, Mapping[str, Any]], path: Path, title: str = "") -> None:
@@ -118,7 +117,7 @@ def plot_path(points: Mapping[str, Mapping[str, Any]], path: Path, title: str = 
             axis.grid(alpha=0.3)
         return figure
 
-    _save(draw, path, title)
+    save_png(draw, path, title)
 
 
 def plot_diversity(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
@@ -152,7 +151,7 @@ def plot_diversity(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "
         axes[0, 0].legend(fontsize=8)
         return figure
 
-    _save(draw, path, title)
+    save_png(draw, path, title)
 
 
 def _line(axis, rows, value: Callable, style: str, label: str | None) -> None:
@@ -162,18 +161,3 @@ def _line(axis, rows, value: Callable, style: str, label: str | None) -> None:
     axis.plot(
         [t for t, _ in kept], [sum(group) / len(group) for _, group in kept], style, label=label
     )
-
-
-def _save(draw: Callable, path: Path, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = draw(plt)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    plt.close(figure)
-    atomic_write(path, image.getvalue())

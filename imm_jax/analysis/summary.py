@@ -1,12 +1,11 @@
 """A run's figures as a table and as a picture."""
 
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imm_jax.files import atomic_write
+from imm_jax.analysis.image import save_png
 from imm_jax.statistics import mean_interval
 
 PANELS = {  # what is drawn by round
@@ -50,26 +49,20 @@ def plot(rows: Sequence[dict], path: str | Path, title: str = "") -> None:
 
     Bars are 95 % intervals over questions (see :func:`table`); with several seeds lines are means.
     """
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    def draw(plt: Any) -> Any:
+        figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, constrained_layout=True)
+        arms = arms_of(rows)
+        for axis, (key, label) in zip(axes.flat, PANELS.items()):
+            draw_rounds(axis, rows, arms, key)
+            axis.set_title(label, fontsize=10)
+        for axis in axes[1]:
+            axis.set_xlabel("round")
+        if arms:
+            axes[0, 0].legend()
+        return figure
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, constrained_layout=True)
-    arms = arms_of(rows)
-    for axis, (key, label) in zip(axes.flat, PANELS.items()):
-        draw_rounds(axis, rows, arms, key)
-        axis.set_title(label, fontsize=10)
-    for axis in axes[1]:
-        axis.set_xlabel("round")
-    if arms:
-        axes[0, 0].legend()
-    if title:
-        figure.suptitle(title, fontsize=11)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
-    plt.close(figure)
-    atomic_write(path, image.getvalue())
+    save_png(draw, path, title)
 
 
 def draw_rounds(
