@@ -8,6 +8,7 @@ others are out of domain. Writes ``experiments/results/laboratory/phase_diagram.
 """
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=settings.ROUNDS)
     parser.add_argument("--questions", type=int, default=settings.QUESTIONS, help="to practise")
+    rate = settings.FINE_TUNING.learning_rate
+    parser.add_argument("--learning-rate", type=float, default=rate, help="of the fine-tunes")
     parser.add_argument("--drop-rate", type=float, default=0.0)
     parser.add_argument("--output", type=Path, default=settings.RESULTS / "phase_diagram")
     args = parser.parse_args()
@@ -39,7 +42,8 @@ def main() -> None:
         for weight in weights
         for seed in range(args.seeds)
     ]
-    program = settings.program(model=model, rounds=args.rounds)
+    training = dataclasses.replace(settings.FINE_TUNING, learning_rate=args.learning_rate)
+    program = settings.program(model=model, rounds=args.rounds, training=training)
     started = time.monotonic()
     print(f"{len(members)} runs of {args.rounds} rounds in one call ...", flush=True)
     base, figures = sweep(
@@ -57,6 +61,7 @@ def main() -> None:
         "seeds": list(range(args.seeds)),
         "seconds": seconds,
         "drop_rate": args.drop_rate,
+        "learning_rate": args.learning_rate,
         "questions": {
             "practised": args.questions,
             "in_domain": settings.TESTS,

@@ -85,10 +85,13 @@ def make_train_step(
         def accumulate(index, total):
             one = partial(loss_sum, frozen=frozen, batch=batch, index=index)
             loss, backward, sums = jax.vjp(one, state.params, has_aux=True)
-            grads = jax.tree.map(jax.new_ref, total[0])
-            backward.with_refs(grads)(jnp.ones_like(loss))  # adds in place: one gradient exists
-            grads = constrain_params(jax.tree.map(jax.freeze, grads))
-            return grads, jax.tree.map(jnp.add, total[1], sums)
+            if config.remat:  # layers add to the sum in place: one gradient exists
+                refs = jax.tree.map(jax.new_ref, total[0])
+                backward.with_refs(refs)(jnp.ones_like(loss))
+                grads = jax.tree.map(jax.freeze, refs)
+            else:  # a scan that keeps what it computed copies such a sum, and no vmap takes it
+                grads = jax.tree.map(jnp.add, total[0], backward(jnp.ones_like(loss))[0])
+            return constrain_params(grads), jax.tree.map(jnp.add, total[1], sums)
 
         # A loop to a traced count: a short last batch, or a well-packed one, costs no more than it
         # holds, and none compiles anew.
