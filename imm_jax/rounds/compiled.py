@@ -72,6 +72,8 @@ class Program:
                 raise InputError(f"{name}: {getattr(self, name)}, expected at least 1")
         if self.training.lora is not None:
             raise InputError("training.lora: compiled rounds train all parameters, expected none")
+        if self.training.remat:
+            raise InputError("training.remat: compiled rounds do without it, expected false")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
