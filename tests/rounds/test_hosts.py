@@ -115,8 +115,6 @@ def test_only_the_primary_writes_files_and_prints(runs):
         "fit",
     ):
         assert any(part in name for name in first["written"]), part
-    figures, nothing = (
-        [line for line in one["out"].splitlines() if not line.startswith("[Gloo]")]
-        for one in (first, second)
-    )
-    assert figures[0].startswith("round") and nothing == []
+    # Gloo's own threads print too, into one another's lines.
+    for word in ("round", "vanilla", "distinct-2"):
+        assert word in first["out"] and word not in second["out"]
