@@ -209,5 +209,5 @@ def test_wrong_programs_are_refused(guesser):
         program(guesser[0], merge_with="last")
     with pytest.raises(InputError, match="rounds: 0"):
         program(guesser[0], rounds=0)
-    with pytest.raises(InputError, match="training.remat"):
+    with pytest.raises(InputError, match=r"training\.remat"):
         program(guesser[0], training=TrainingConfig(remat=True))
