@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from imm_jax.errors import InputError, Interrupted
-from imm_jax.evaluation import make_prompts
+from imm_jax.evaluation import Answer, ask, make_prompts
 from imm_jax.models.cache import KVCache, Prefix, extend, init_cache
 from imm_jax.models.decoder import Decoder, unembedding
 from imm_jax.progress import Progress
 from imm_jax.sampling.batch import LENGTH_BUCKET
+from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 from imm_jax.tasks.answers import option_letters
@@ -118,11 +119,55 @@ def ask_choices(
     return answers
 
 
+def examine(
+    model: Decoder,
+    params: PyTree,
+    tokenizer: Any,
+    task: Task,
+    questions: Sequence[Example],
+    *,
+    scoring: str,
+    sampling: SamplingConfig,
+    seed: int,
+    rule: str,
+    **settings: Any,
+) -> list[Answer]:
+    """One graded answer to each question, as a run evaluates.
+
+    With ``scoring`` ``"loglikelihood"`` a question with options is answered by the likeliest, in no
+    sampled tokens; everything else is answered in words. ``settings`` and other arguments are those
+    of :func:`ask_choices` and :func:`imm_jax.evaluation.ask`, errors too.
+    """
+    asked = model, params, tokenizer, task, questions
+    if scoring == "generate" or not has_choices(task, questions):
+        return ask(*asked, sampling=sampling, samples=1, seed=seed, rule=rule, **settings)
+    answers = []
+    for question, found in zip(questions, ask_choices(*asked, **settings)):
+        best = int(np.argmax(found.logprobs))
+        answers.append(
+            Answer(
+                id=question.id,
+                sample=0,
+                text=question.choices[best],
+                answer=option_letters(len(question.choices))[best],
+                correct=found.correct,
+                tokens=0,
+                logprob=found.logprobs[best],
+                finish_reason="stop",
+            )
+        )
+    return answers
+
+
+def has_choices(task: Task, questions: Sequence[Example]) -> bool:
+    """Whether every question has options to score."""
+    asked = task.answer_type == "choice"
+    return asked and all(question.choices and all(question.choices) for question in questions)
+
+
 def check_choices(task: Task, questions: Sequence[Example]) -> None:
     """Raises InputError unless every question has options."""
-    if task.answer_type != "choice" or not all(
-        question.choices and all(question.choices) for question in questions
-    ):
+    if not has_choices(task, questions):
         raise InputError(
             f"task {task.name}: its questions have no options to score, "
             "expected a multiple-choice task (or --scoring generate)"

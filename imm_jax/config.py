@@ -50,9 +50,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(SamplingConfig):
-    """How answers are drawn when evaluating: greedily, unless a temperature is given."""
+    """How answers are drawn when evaluating: greedily, unless a temperature is given.
+
+    Attributes:
+      scoring: ``loglikelihood`` has the model rank the options of multiple-choice questions by how
+        likely it finds their text, as ``imm_jax.choices``; questions without options, and all with
+        ``generate``, are answered in words.
+    """
 
     temperature: float = 0.0
+    scoring: Literal["generate", "loglikelihood"] = "generate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

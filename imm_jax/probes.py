@@ -13,8 +13,9 @@ from imm_jax.analysis.importance import mean_loss, without_layer
 from imm_jax.analysis.memorisation import memorisation, renumber
 from imm_jax.analysis.record import Record
 from imm_jax.analysis.scores import TaskScore, score_answers
+from imm_jax.choices import examine
 from imm_jax.errors import InputError
-from imm_jax.evaluation import Answer, ask
+from imm_jax.evaluation import Answer
 from imm_jax.merging import merge_params
 from imm_jax.rounds.select import from_rows, to_rows
 from imm_jax.rounds.tools import Bench
@@ -61,7 +62,7 @@ def answers(
 ) -> list[Answer]:
     """Graded answers to ``questions``, one to each, drawn as a run evaluates."""
     data = bench.config.data
-    return ask(
+    return examine(
         bench.model,
         weights,
         bench.tokenizer,
@@ -69,8 +70,8 @@ def answers(
         questions,
         style=data.evaluate_style,
         shots=data.shots,
+        scoring=bench.config.evaluation.scoring,
         sampling=bench.config.evaluation,
-        samples=1,
         seed=data.seed,
         rule=data.answer_rule,
         label=label,

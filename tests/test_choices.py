@@ -13,12 +13,15 @@ from imm_jax.choices import (
     ask_choices,
     choice_prompts,
     encode,
+    examine,
     row_scores,
     score_rows,
 )
 from imm_jax.errors import InputError, Interrupted
+from imm_jax.evaluation import ask
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from imm_jax.sampling.config import SamplingConfig
 from imm_jax.tasks.types import Example, Task
 
 OPTIONS = (
@@ -61,6 +64,17 @@ def by_hand(logits_of, tokenizer, prompt: str, text: str) -> float:
     return sum(logprobs[i - 1, whole[i]] for i in range(start, len(whole)))
 
 
+def logits_in(model, params):
+    """A function from token ids to plain logits."""
+    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens[None])[0])
+
+    def logits_of(tokens):
+        padded = np.pad(tokens, (0, 160 - len(tokens)))  # one shape; causality hides the rest
+        return np.asarray(forward(padded), np.float64)[: len(tokens)]
+
+    return logits_of
+
+
 def prompt_of(question: Example, shots=()) -> str:
     def block(asked, answer):
         return f"Question: {asked.question}\nAnswer:{answer}"
@@ -79,13 +93,7 @@ def bench(request, tiny_config, random_params, tiny_tokenizer):
 @pytest.mark.parametrize(("style", "shots"), [("plain", 0), ("few_shot", 2)])
 def test_log_likelihoods_are_those_of_a_plain_forward_pass(bench, style, shots):
     model, params, tokenizer = bench
-
-    forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens[None])[0])
-
-    def logits_of(tokens):
-        padded = np.pad(tokens, (0, 160 - len(tokens)))  # one shape; causality hides the rest
-        return np.asarray(forward(padded), np.float64)[: len(tokens)]
-
+    logits_of = logits_in(model, params)
     answers = ask_choices(*bench, TASK, TASK.test, style=style, shots=shots, batch_size=5)
     assert [answer.id for answer in answers] == [question.id for question in TASK.test]
     for answer, question in zip(answers, TASK.test):
@@ -184,3 +192,41 @@ def test_log_likelihoods_are_those_of_transformers(bench, tmp_path):
         prompt = prompt_of(question, TASK.shots)
         expected = [by_hand(logits_of, tokenizer, prompt, f" {o}") for o in question.choices]
         np.testing.assert_allclose(answer.logprobs, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("scoring", ["loglikelihood", "generate"])
+def test_a_run_ranks_options_where_it_is_told_to(bench, scoring):
+    model, params, tokenizer = bench
+    logits_of = logits_in(model, params)
+    settings = {"style": "few_shot", "shots": 2}
+    how = {"sampling": SamplingConfig(temperature=0.0, max_new_tokens=4), "seed": 0}
+    asked = model, params, tokenizer, TASK, TASK.test
+    answers = examine(*asked, scoring=scoring, rule="first", **how, **settings)
+    assert [answer.id for answer in answers] == [question.id for question in TASK.test]
+    if scoring == "generate":
+        assert answers == ask(*asked, samples=1, rule="first", **how, **settings)
+        return
+    for answer, question in zip(answers, TASK.test):
+        prompt = prompt_of(question, TASK.shots)
+        found = [by_hand(logits_of, tokenizer, prompt, f" {o}") for o in question.choices]
+        best = int(np.argmax(found))
+        assert (answer.text, answer.answer) == (question.choices[best], "ABCD"[best])
+        assert answer.correct == (answer.answer == question.answer) and answer.tokens == 0
+        np.testing.assert_allclose(answer.logprob, found[best], atol=1e-4)
+
+
+def test_questions_without_options_are_answered_in_words(bench):
+    model, params, tokenizer = bench
+    plain = tuple(
+        dataclasses.replace(question, choices=None, answer="7", solution="The answer is 7.")
+        for question in TASK.test
+    )
+    task = dataclasses.replace(TASK, test=plain, shots=(), answer_type="number")
+    how = {
+        "sampling": SamplingConfig(temperature=0.0, max_new_tokens=4),
+        "seed": 0,
+        "rule": "first",
+    }
+    asked = model, params, tokenizer, task, plain
+    answers = examine(*asked, scoring="loglikelihood", style="plain", shots=0, **how)
+    assert answers == ask(*asked, samples=1, style="plain", shots=0, **how)

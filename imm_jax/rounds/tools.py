@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from imm_jax import hosts
 from imm_jax.analysis.gap import generation_verification_gap
+from imm_jax.choices import examine
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
@@ -275,8 +276,9 @@ def evaluate_tasks(bench: Bench, params: PyTree, stages: Stages, label: str) -> 
                 task.test,
                 "test",
                 style=config.data.evaluate_style,
+                asking=examine,
+                scoring=config.evaluation.scoring,
                 sampling=config.evaluation,
-                samples=1,
                 seed=config.data.seed,
                 label=f"{label}: evaluate {task.name}",
             ),
