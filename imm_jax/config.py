@@ -100,7 +100,7 @@ class RunConfig:
       select: which samples to keep.
       training: the fine-tune.
       arms: by name, what is done after each fine-tune. Arms share the first round's samples and
-        fine-tune.
+        fine-tune, and a teacher's samples in every round.
       rounds: T.
       seeds: each repeats the whole run; from 0 to 2**31 - 1.
       dtype: type of the weights held, merged and saved. A round moves a weight by about 3e-4 of its

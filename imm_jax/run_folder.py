@@ -10,6 +10,8 @@ from imm_jax.files import read_jsonl
 from imm_jax.rounds.output import CONFIG, METRICS
 from imm_jax.rounds.select import from_rows
 
+SELECTED = "selected.jsonl"
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -52,14 +54,15 @@ class RunFolder:
 
     def samples(self, place: Place) -> list[Answer]:
         """All graded samples that the round drew, in the order of the questions."""
-        blocks = sorted((self._drawn(place) / "samples").glob("*.jsonl"))
+        folder = self._holder(place, "samples") / "samples"
+        blocks = sorted(folder.glob("*.jsonl"))
         if not blocks:
-            raise InputError(f"{self._drawn(place)}/samples: no samples there, expected a run's")
+            raise InputError(f"{folder}: no samples there, expected a run's")
         return from_rows([row for block in blocks for row in read_jsonl(block)])
 
     def selected(self, place: Place) -> list[Answer]:
         """The samples that the round trained on."""
-        return from_rows(read_jsonl(self._drawn(place) / "selected.jsonl"))
+        return from_rows(read_jsonl(self._holder(place, SELECTED) / SELECTED))
 
     def trained_on(self, last: Place) -> set[str]:
         """The questions whose samples an arm was trained on, up to a round."""
@@ -81,16 +84,17 @@ class RunFolder:
         """
         folders = {"model": self._own(place) / "model"}
         if self.merges(place.arm):
-            folders["tuned"] = self._drawn(place) / "tuned"
+            folders["tuned"] = self._holder(place, SELECTED) / "tuned"  # beside its selection
         return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
     def _own(self, place: Place) -> Path:
         return self.path / f"seed-{place.seed}" / f"round-{place.round}" / place.arm
 
-    def _drawn(self, place: Place) -> Path:
-        """Arms share the first round's samples and fine-tune."""
+    def _holder(self, place: Place, name: str) -> Path:
+        """The arm's folder, or the one that arms share, where that is what holds a result."""
         own = self._own(place)
-        return own.with_name("shared") if place.round == 1 else own
+        shared = own.with_name("shared")
+        return shared if (shared / name).exists() and not (own / name).exists() else own
 
 
 def read_run(path: str | Path) -> RunFolder:

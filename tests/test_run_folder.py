@@ -1,6 +1,7 @@
 """A finished run's folder, written by hand."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -61,6 +62,20 @@ def test_what_is_there(folder):
     # Vanilla's model is its fine-tuned one.
     assert run.models(Place(3, 2, "vanilla")) == {"model": folder / "seed-3/round-2/vanilla/model"}
     assert not run.merges("vanilla") and run.merges("imm")
+
+
+def test_arms_share_a_teachers_samples_in_later_rounds(folder):
+    """One arm's selection and fine-tune lie with the samples, the other's in its own folder."""
+    second = folder / "seed-3/round-2"
+    (second / "vanilla").rename(second / "shared")
+    shutil.rmtree(second / "imm/samples")
+    run, imm, vanilla = read_run(folder), Place(3, 2, "imm"), Place(3, 2, "vanilla")
+    assert run.samples(imm) == run.samples(vanilla)
+    assert names(run.selected(vanilla)) == ["a0", "a1", "a2", "a3"]
+    assert names(run.selected(imm)) == ["a0", "a1", "a2"]
+    assert run.models(imm) == {"model": second / "imm/model"}  # the fine-tune is another's
+    (second / "imm/selected.jsonl").unlink()
+    assert run.models(imm)["tuned"] == second / "shared/tuned"
 
 
 def test_diversity_collapse_and_gap(folder):

@@ -20,7 +20,6 @@ from imm_jax.rounds.profile import Profile
 logger = logging.getLogger("imm_jax")
 
 FILE = "costs.json"
-STAGES = ("sample", "select", "fit", "merge", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +158,11 @@ def read_costs(folder: Path) -> dict[str, Cost]:
         return {}
 
 
-def stage_figures(*folders: Path, stages: Sequence[str] = STAGES) -> dict[str, dict]:
-    """:meth:`Cost.figures` of each stage, None for what no folder knows of."""
+def stage_figures(folder: Path, stages: Sequence[str]) -> dict[str, dict]:
+    """:meth:`Cost.figures` of each stage, None for what the folder does not know of."""
 
     def read() -> dict[str, dict]:
-        costs: dict[str, Cost] = {}
-        for folder in folders:
-            costs |= read_costs(folder)
+        costs = read_costs(folder)
         return {name: costs[name].figures() if name in costs else UNKNOWN for name in stages}
 
     return hosts.from_primary(read)

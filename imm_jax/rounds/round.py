@@ -44,6 +44,7 @@ def improve(
     key: jax.Array,
     drawn: Stages,
     own: Stages,
+    learned: Stages | None = None,
 ) -> tuple[Later[PyTree], dict]:
     """One round of Iterative Model Merging (Yuan et al., arXiv 2503.02103), in our reading::
 
@@ -58,20 +59,23 @@ def improve(
       current: M_{t-1}.
       tools: how each step is done.
       key: the run's random key; the round number is folded in.
-      drawn: where samples, selection and fine-tune are kept; arms may share it.
+      drawn: where samples are kept; arms may share it.
       own: where the merged model and its scores are kept.
+      learned: where selection and fine-tune are kept, by default beside the samples; arms may
+        share it.
 
     Returns:
       M_t and the round's figures.
     """
+    learned = learned or drawn
     start = Later(lambda: base) if arm.start_from == "base" else current
     with drawn.measure("sample"):
         samples = tools.sample(current, t, drawn)
-    with drawn.measure("select"):
+    with learned.measure("select"):
         selected = from_rows(
-            drawn.rows("selected", lambda: to_rows(tools.select(current, samples, t, drawn)))
+            learned.rows("selected", lambda: to_rows(tools.select(current, samples, t, learned)))
         )
-    tuned = drawn.params("tuned", base, lambda: tools.fit(start(), selected, t, drawn), "fit")
+    tuned = learned.params("tuned", base, lambda: tools.fit(start(), selected, t, learned), "fit")
     key = jax.random.fold_in(key, t)
     merged = own.params(
         "model", base, lambda: own.traced(merge, arm, base, current, tuned(), key), "merge"

@@ -24,6 +24,7 @@ from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from imm_jax.rounds.costs import Meter, stage_figures
+from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.output import RECORD, claim, write_metrics
 from imm_jax.rounds.profile import Profile
 from imm_jax.rounds.round import improve
@@ -64,7 +65,7 @@ def run(
     Returns:
       A row for each seed, round and arm, as in ``metrics.jsonl``; round 0 is the original model.
       ``stages`` alone is not the same every time: what each stage cost, as ``rounds.costs`` has it.
-      Arms that share the first round's samples and fine-tune name the same cost.
+      Arms that share samples or a fine-tune name the same cost.
 
     Raises:
       InputError: a setting, the model, a task or a folder cannot be used, or a round keeps no
@@ -210,7 +211,7 @@ def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:
         zero = original.values(
             "scores", lambda: {**evaluate_tasks(bench, base, original, "original"), "distance": 0.0}
         )
-    zero["stages"] = stage_figures(original.folder, stages=("evaluate",))
+    zero["stages"] = stage_figures(original.folder, ("evaluate",))
     for seed in config.seeds:
         yield {"seed": seed, "round": 0, "arm": "base", **zero}
         yield from run_seed(bench, base, output, seed)
@@ -224,17 +225,17 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
     for t in range(1, config.rounds + 1):
         place = output / f"seed-{seed}" / f"round-{t}"
         for name, arm in config.arms.items():
-            own = Stages(place / name, bench.meter)
-            # Before the first merge all arms are the same model.
-            drawn = Stages(place / "shared", bench.meter) if t == 1 else own
+            drawn, learned, own = places(config, t, name, place, bench.meter)
             tools = make_tools(bench, seed, f"round {t} / {name}")
             key = jax.random.key(seed)
             before = current[name]
-            current[name], scores = improve(t, arm, base, before, tools, key, drawn, own)
+            current[name], scores = improve(t, arm, base, before, tools, key, drawn, own, learned)
             before.forget()
             if len(config.arms) > 1 and (t, name) != (config.rounds, final):
                 current[name].forget()  # other arms have their turn before it is asked for
-            costs = stage_figures(drawn.folder, own.folder)
+            costs = stage_figures(drawn.folder, ("sample",))
+            costs |= stage_figures(learned.folder, ("select", "fit"))
+            costs |= stage_figures(own.folder, ("merge", "evaluate"))
             yield {"seed": seed, "round": t, "arm": name, **scores, "stages": costs}
         tidy(config, output / f"seed-{seed}", t)
     folder = output / "model"
@@ -248,11 +249,30 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
         later.forget()
 
 
+def places(
+    config: RunConfig, t: int, name: str, folder: Path, meter: Meter
+) -> tuple[Stages, Stages, Stages]:
+    """Where an arm keeps a round's samples, its selection and fine-tune, and the rest.
+
+    What is the same for all arms they make once and share: everything up to the first merge; with a
+    teacher the samples of every round; and fine-tunes that start from the original on a selection
+    of those that asks no model.
+    """
+    own, shared = Stages(folder / name, meter), Stages(folder / "shared", meter)
+    if t == 1:
+        return shared, shared, own
+    if config.teacher is None:
+        return own, own, own
+    asks = not MAKERS.keys().isdisjoint(RULES[config.select.rule].needs)
+    same = config.arms[name].start_from == "base" and not asks
+    return shared, shared if same else own, own
+
+
 def tidy(config: RunConfig, folder: Path, t: int) -> None:
     """Deletes fine-tuned weights whose merge is kept, and models older than the last but one."""
     hosts.wait()  # for those that still read
     for u in range(1, t + 1):
-        for name in (*config.arms, "shared"):
+        for name in ("shared", *config.arms):
             part = Stages(folder / f"round-{u}" / name)
             part.drop("fit")
             if config.keep == "last":

@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +12,7 @@ import pytest
 from imm_jax import checkpoints
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.files import read_jsonl
-from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.load import load_model
-from imm_jax.models.tokenizer import load_tokenizer
 from imm_jax.rounds.run import run
 from imm_jax.rounds.select import from_rows
 from tests.answering import results_of
@@ -259,22 +256,6 @@ def test_a_layer_mask_keeps_the_base_where_it_is_zero(settings, whole, taught, t
             expected[1] += 0.5 * (tuned[name][1] - start[1])
         np.testing.assert_allclose(masked[name], expected, rtol=0, atol=1e-6)
         assert "layers" in name or np.array_equal(masked[name], start)
-
-
-def test_a_teacher_draws_the_samples(settings, whole, taught, tmp_path):
-    """The student, whose own samples are never right, is fitted to what ``taught`` says."""
-    student = tmp_path / "student"
-    model, params = load_model(taught)
-    blank = jax.tree.map(lambda x: x / 100, jax.device_get(params))
-    save_model(student, model, blank, tokenizer=load_tokenizer(taught))
-    distilled = settings(model=str(student), teacher=str(taught), rounds=1)
-    rows = run(distilled, tmp_path / "run")
-    folder = Path("seed-0/round-1/shared")
-    for name in ("samples/00000.jsonl", "selected.jsonl"):  # as taught alone drew and kept them
-        assert read_jsonl(tmp_path / "run" / folder / name) == read_jsonl(whole[0] / folder / name)
-    assert rows[0]["in_domain"] == 0 < rows[1]["distance"]
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["teacher"] != record["model"]
 
 
 def test_adapters_fold_into_the_same_merge(settings, taught, tmp_path):
