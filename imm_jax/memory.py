@@ -170,9 +170,19 @@ def gathered_bytes(work: Workload) -> int:
     return (2 * work.computed + FLOAT32) * layer // work.model.num_hidden_layers
 
 
-def decode_weight_bytes(work: Workload) -> int:
-    """Weights as decoding takes them, whole on every part of the batch: ``N c / t``."""
-    return param_bytes(work, work.sampled, {**work.sizes, "data": 1, "fsdp": 1})
+def decode_weight_bytes(work: Workload, config: SamplingConfig) -> int:
+    """Weights as decoding takes them, whole on every part of the batch: ``N c / t``; where their
+    matrices are kept narrower (``config.weights``) that copy too: ``2 N / t`` beside a few vectors.
+    """
+    sizes = {**work.sizes, "data": 1, "fsdp": 1}
+    weights = param_bytes(work, work.sampled, sizes)
+    narrow = work.sampled if config.weights == "model" else jnp.dtype(config.weights).itemsize
+    if narrow == work.sampled:
+        return weights
+    for path, shape in param_shapes(work.model).items():
+        is_matrix = len(shape) - path.startswith("layers/") > 1
+        weights += _part(path, shape, sizes) * (narrow if is_matrix else work.sampled)
+    return weights
 
 
 def cache_bytes(work: Workload, config: SamplingConfig) -> int:
@@ -217,7 +227,7 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
 
     def sampling(config: SamplingConfig) -> dict[str, int]:
         return {
-            "weights for decoding": decode_weight_bytes(work),
+            "weights for decoding": decode_weight_bytes(work, config),
             "KV cache": cache_bytes(work, config),
             "sampling temporaries": decode_bytes(work, config),
         }

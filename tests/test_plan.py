@@ -3,14 +3,18 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 
 from imm_jax import memory
 from imm_jax.cli import main
+from imm_jax.laboratory.pretraining import init_params
 from imm_jax.memory import Workload
 from imm_jax.models.config import ModelConfig
 from imm_jax.sampling.config import SamplingConfig
+from imm_jax.sampling.decode import decode_weights
 from imm_jax.sharding import parse_mesh
 from imm_jax.training.config import LoraConfig, TrainingConfig
 from tests.devices import ask
@@ -126,7 +130,7 @@ def test_training_needs_what_the_compiled_step_needs(measured, name):
 def test_sampling_needs_what_its_programs_need(measured):
     found = measured["sampling"]
     large = workload("data=1", {"vocab_size": 32768}, LONG, sampling=SAMPLING, prompt=PROMPT)
-    assert memory.decode_weight_bytes(large) == found["weights"]
+    assert memory.decode_weight_bytes(large, SAMPLING) == found["weights"]
     assert memory.cache_bytes(large, SAMPLING) == found["cache"] * 3 / 2  # while it grows
     # A vocabulary of no size leaves the prefill, a prompt of no length the decode step.
     prefill = dataclasses.replace(large, model=dataclasses.replace(large.model, vocab_size=1))
@@ -152,6 +156,28 @@ def test_lora_and_other_optimizers_need_less():
     assert memory.optimizer_bytes(full) == 8 * memory.param_bytes(full, 1) + 4
     half = workload("data=1", {}, LONG | {"mu_dtype": "bfloat16"})
     assert memory.optimizer_bytes(half) == 6 * memory.param_bytes(full, 1) + 4
+
+
+def test_narrow_decode_weights_are_a_second_copy():
+    """On CPU alone; elsewhere sampling computes in bfloat16 anyway."""
+    work, narrow = workload("data=1", {}, LONG), SamplingConfig(weights="bfloat16")
+    matrices = 4 * (4 * 128 * 128 + 3 * 128 * 384) + 2 * 2048 * 128  # embedding and head
+    vectors = (2 * 4 + 1) * 128  # norms
+    usual = memory.decode_weight_bytes(work, SamplingConfig())
+    assert usual == 4 * (matrices + vectors)
+    assert memory.decode_weight_bytes(work, narrow) == usual + 2 * matrices + 4 * vectors
+    params = jax.eval_shape(lambda: init_params(work.model, 0))
+    copy = jax.eval_shape(lambda p: decode_weights(p, jnp.float32, jnp.bfloat16), params)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(copy)) == (
+        2 * matrices + 4 * vectors
+    )
+    split = dataclasses.replace(work, sizes=parse_mesh("data=2,tensor=4"))
+    assert memory.decode_weight_bytes(split, narrow) == (4 + 2) * matrices // 4 + 2 * 4 * vectors
+    accelerator = dataclasses.replace(work, on_cpu=False)
+    assert memory.decode_weight_bytes(accelerator, narrow) == 2 * (matrices + vectors)
+    plan = memory.plan(dataclasses.replace(work, sampling=narrow))
+    extra = plan["sample"]["weights for decoding"] - plan["evaluate"]["weights for decoding"]
+    assert extra == 2 * matrices + 4 * vectors
 
 
 # Qwen2.5-0.5B as published: 494,032,768 parameters, tied.
