@@ -82,7 +82,10 @@ def furthest(one, other) -> float:
 
 IMM = ArmConfig(weight=0.5, drop_rate=0.25)
 VANILLA = ArmConfig(weight=1.0, drop_rate=0.0)
-MASK, SCHEDULE = [1, 0, 1], [[1], [0]]  # by layer, and last what is outside layers; by round
+MASKED = ArmConfig(weight=(1.0, 0.0), outside=0.5, drop_rate=0.0)
+PREVIOUS = ArmConfig(weight=0.5, drop_rate=0.25, merge_with="previous")
+AFRESH = ArmConfig(weight=0.5, drop_rate=0.25, start_from="base")
+MASK, SCHEDULE = [1, 0, 0.5], [[1], [0]]  # by layer, and last what is outside layers; by round
 MEMBERS = [
     Member(weight=IMM.weight, drop_rate=IMM.drop_rate, seed=5),
     Member(weight=VANILLA.weight, drop_rate=VANILLA.drop_rate, seed=0),
@@ -120,10 +123,27 @@ def host_rounds(guesser, arm, seed, folder):
     return current(), seen, scores
 
 
-@pytest.mark.parametrize("number, arm", [(0, IMM), (1, VANILLA)], ids=["imm", "vanilla"])
-def test_the_rounds_are_those_of_the_host(guesser, compiled, number, arm, tmp_path):
-    base_accuracy, outcomes = compiled
-    outcome, member = pick(outcomes, number), MEMBERS[number]
+HOSTED = {  # name: arm, number of its member, what its program has of its own
+    "imm": (IMM, 0, {}),
+    "vanilla": (VANILLA, 1, {}),
+    "masked": (MASKED, 2, {}),
+    "previous": (PREVIOUS, 0, {"merge_with": "previous"}),
+    "afresh": (AFRESH, 0, {"start_from": "base"}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_the_rounds_are_those_of_the_host(guesser, compiled, name, tmp_path):
+    arm, number, changes = HOSTED[name]
+    member = MEMBERS[number]
+    if changes:
+        base_accuracy, outcomes = run(guesser, [member], **changes)
+        outcome = pick(outcomes, 0)
+        usual = pick(compiled[1].params, number)  # the same member of the usual program
+        assert furthest(outcome.params, usual) > 1e-4
+    else:
+        base_accuracy, outcomes = compiled
+        outcome = pick(outcomes, number)
     params, seen, scores = host_rounds(guesser, arm, member.seed, tmp_path)
     for t, found in enumerate(seen):
         samples = pick(outcome.samples, t)
