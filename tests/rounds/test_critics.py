@@ -4,39 +4,21 @@ import itertools
 import logging
 import math
 
-import jax
 import numpy as np
 import pytest
 
-from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl
 from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.critics import approvals, n_critics
-from imm_jax.rounds.judge import make_scorer
 from imm_jax.rounds.rules import Aids
 from imm_jax.rounds.select import select
-from imm_jax.rounds.stages import Later, Stages
-from imm_jax.sampling.decode import decode_weights
 from imm_jax.select_config import CRITICS, SelectConfig
 from imm_jax.settings import build
-from imm_jax.tasks.types import Example, Task
-from tests.rounds.samples import names, sample
+from imm_jax.tasks.types import Example
+from tests.rounds.judged import ROWS, TASK, asker
+from tests.rounds.samples import names
 
-TASK = Task(
-    name="sums",
-    train=(
-        Example(id="a", question="What is {3} plus 4?", answer="7"),
-        Example(id="b", question="Pick one.", answer="B", choices=("red", "blue")),
-    ),
-    test=(),
-)
-ROWS = [
-    sample("a", 0, "7"),
-    sample("a", 1, "8"),
-    sample("a", 2, "7"),  # says what the first one says
-    sample("b", 0, "B", text="Blue. The answer is (B)."),
-]
 YES, NO, TIE, UNASKED = [-0.1, -2.0], [-2.0, -0.1], [-1.0, -1.0], []
 # What each of four critics makes of a/0, a/1 and b/0.
 VERDICTS = [(YES, YES, NO), (YES, NO, NO), (YES, TIE, YES), (NO, YES, UNASKED)]
@@ -113,40 +95,18 @@ def test_without_a_scorer_it_is_refused():
         select(ROWS, SelectConfig(rule="n_critics"), task=TASK)
 
 
-@pytest.fixture
-def make(tiny_config, random_params, tiny_tokenizer, tmp_path):
-    """``make(weights_read)``: a tiny random model as the scorer, the model and its parameters."""
+def test_the_model_as_a_scorer(tiny_config, random_params, tiny_tokenizer, tmp_path, caplog):
+    """Its scores are the log-probabilities of a plain forward pass; they are kept in blocks."""
     config = tiny_config("llama", max_position_embeddings=128)
     model, params = Decoder(config), random_params(config)
-    settings = {
-        "model": "m",
-        "data": {"in_domain": "t", "sample_style": "few_shot"},
-        "sampling": {"max_new_tokens": 16, "batch_size": 3},
-        "block": 2,
-    }
-
-    def scorer(reads):
-        def weights():
-            next(reads)
-            return decode_weights(params, model.dtype)
-
-        config, key = build(RunConfig, settings, "test"), jax.random.key(0)
-        later, stages = Later(weights), Stages(tmp_path)
-        return make_scorer(config, model, tiny_tokenizer, later, key, stages, "round 1", None)
-
-    return scorer, model, params
-
-
-def test_the_model_as_a_scorer(make, tiny_tokenizer, tmp_path, caplog):
-    """Its scores are the log-probabilities of a plain forward pass; they are kept in blocks."""
-    scorer, model, params = make
-    reads = itertools.count()
+    settings = {"sampling": {"max_new_tokens": 16, "batch_size": 3}}  # four options, then two
+    make, reads = asker("scorer", model, params, tiny_tokenizer, tmp_path, **settings)
     asked = [
         Example(id=f"q{i}", question="Is it right? " * i, answer="A", choices=("Yes", "No"))
         for i in (1, 99, 2)
     ]
     with caplog.at_level(logging.WARNING, "imm_jax"):
-        scored = scorer(reads)("critic-0", asked)
+        scored = make()("critic-0", asked)
     assert scored[1] == [] and "1 prompts exceed the context" in caplog.text
     for example, found in zip(asked, scored):
         for text, logprob in zip(example.choices, found):
@@ -163,4 +123,4 @@ def test_the_model_as_a_scorer(make, tiny_tokenizer, tmp_path, caplog):
     kept = [read_jsonl(tmp_path / f"judge/critic-0-0000{i}.jsonl") for i in (0, 1)]
     assert [[row["id"] for row in rows] for rows in kept] == [["q1", "q99"], ["q2"]]
     # A scorer made anew reads what was kept.
-    assert scorer(reads)("critic-0", asked) == scored and next(reads) == 1
+    assert make()("critic-0", asked) == scored and next(reads) == 1

@@ -1,42 +1,22 @@
 """Self-verification with a judge made by hand, and with a model."""
 
-import itertools
 import logging
 
-import jax
 import pytest
 
-from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl
 from imm_jax.models.decoder import Decoder
-from imm_jax.rounds.judge import make_judge
 from imm_jax.rounds.rules import Aids
 from imm_jax.rounds.select import select
 from imm_jax.rounds.self_verification import self_verify, utilities
-from imm_jax.rounds.stages import Later, Stages
-from imm_jax.sampling.decode import decode_weights
 from imm_jax.select_config import SelectConfig
-from imm_jax.settings import build
-from imm_jax.tasks.types import Example, Task
+from imm_jax.tasks.types import Example
 from tests.answering import ANSWER, params_of
-from tests.rounds.samples import names, sample
+from tests.rounds.judged import ROWS, TASK, asker
+from tests.rounds.samples import names
 
-TASK = Task(
-    name="sums",
-    train=(
-        Example(id="a", question="What is 3 plus 4?", answer="7"),
-        Example(id="b", question="Pick one.", answer="B", choices=("red", "blue")),
-    ),
-    test=(),
-)
 YES, NO = "It adds up. The answer is correct.", "It does not. The answer is incorrect."
-ROWS = [
-    sample("a", 0, "7"),
-    sample("a", 1, "8"),
-    sample("a", 2, "7"),  # says what the first one says
-    sample("b", 0, "B", text="Blue. The answer is (B)."),
-]
 VERDICTS = {"a/0": [YES, YES, NO, YES], "a/1": [NO, YES, YES, "Well."], "b/0": [NO, "", NO, YES]}
 
 
@@ -54,7 +34,7 @@ def test_utilities_are_shares_of_verdicts():
     assert utilities(ROWS, Aids(task=TASK, judge=judge)) == [3 / 4, 2 / 4, 3 / 4, 1 / 4]
     # Each text is judged once.
     assert len(judge.asked) == 3 and len({example.id for example in judge.asked}) == 3
-    assert "What is 3 plus 4?" in judge.asked[0].question
+    assert "What is {3} plus 4?" in judge.asked[0].question
     assert "The answer is 7." in judge.asked[0].question
     assert "(A) red\n(B) blue" in judge.asked[2].question
 
@@ -92,31 +72,8 @@ def test_the_model_as_a_judge(tiny_config, random_params, tiny_tokenizer, tmp_pa
     """It says " The answer is 7." to all that it has room for; what it said is kept in blocks."""
     config = tiny_config("llama", tie_word_embeddings=False, max_position_embeddings=128)
     model, params = Decoder(config), params_of(config, random_params, tiny_tokenizer)
-    settings = {
-        "model": "m",
-        "data": {"in_domain": "t", "sample_style": "few_shot"},
-        "sampling": {"temperature": 0, "max_new_tokens": 16, "batch_size": 4},
-        "select": {"judge_samples": 2},
-        "block": 2,
-    }
-    reads = itertools.count()
-
-    def weights():
-        next(reads)
-        return decode_weights(params, model.dtype)
-
-    def make():
-        return make_judge(
-            build(RunConfig, settings, "test"),
-            model,
-            tiny_tokenizer,
-            Later(weights),
-            jax.random.key(0),
-            Stages(tmp_path),
-            "round 1",
-            None,
-        )
-
+    settings = {"select": {"judge_samples": 2}}
+    make, reads = asker("judge", model, params, tiny_tokenizer, tmp_path, **settings)
     asked = [Example(id=f"q{i}", question="Is it right? " * i, answer="") for i in (1, 99, 2)]
     with caplog.at_level(logging.WARNING, "imm_jax"):
         said = make()("verify", asked)
