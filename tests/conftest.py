@@ -149,3 +149,16 @@ def refused(place, capsys):
         return lines[-1].removeprefix("error: ")
 
     return check
+
+
+@pytest.fixture
+def command(capsys):
+    """``command(*argv)``: runs it, which must succeed, and gives what it printed."""
+
+    def call(*argv) -> str:
+        code = main([str(word) for word in argv])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return call

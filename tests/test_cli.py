@@ -30,7 +30,6 @@ from tests.answering import (
     save_answering,
     save_gguf,
     snapshot,
-    write_questions,
 )
 
 COMMANDS = ("run", "generate", "evaluate", "analyze", "merge", "convert", "plan", "report")
@@ -56,19 +55,6 @@ def run_yaml(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(run_settings(model, folder)))
     return folder / "tiny.yaml"
-
-
-@pytest.fixture
-def command(capsys):
-    """``command(*argv)``: runs it, which must succeed, and gives what it printed."""
-
-    def call(*argv) -> str:
-        code = main([str(word) for word in argv])
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return printed.out
-
-    return call
 
 
 # --help and the command line itself
@@ -253,67 +239,6 @@ def test_generate_is_seeded(model, command):
 def test_generate_stops_where_told(model, command):
     argv = ("generate", model, "Answer:", "--temperature", "0", *SHORT)
     assert command(*argv, "--stop", "is") == "The answer\n"
-
-
-# evaluate
-
-
-def test_evaluate_and_its_json(model, command, tmp_path):
-    write_questions(tmp_path / "sums.jsonl", 8)
-    write_questions(tmp_path / "few.jsonl", 3)
-    argv = ("evaluate", model, "sums.jsonl", "few.jsonl", *PLAIN, "--output", "scores.json")
-    table = [line.split() for line in command(*argv).splitlines()]
-    assert table[0][0] == "task"
-    assert [line[:2] for line in table[1:]] == [
-        ["sums", "0.750"],
-        ["few", "1.000"],
-        ["mean", "0.875"],
-    ]
-    report = json.loads(Path("scores.json").read_text())
-    scores = report["tasks"]
-    assert list(scores) == ["sums", "few"] and report["mean"]["accuracy"] == 0.875
-    assert scores["sums"]["accuracy"] == 0.75 and scores["sums"]["questions"] == 8
-    assert scores["sums"]["truncated"] == 0 and scores["few"]["high"] == 1.0
-    assert "majority" not in scores["sums"] and "comparison" not in report
-    assert command(*argv, "--questions", "3").splitlines()[1].split()[4] == "3"
-
-
-def test_evaluate_with_samples_and_another_model(model, command, tmp_path):
-    """The other model never speaks; both answer the same questions."""
-    write_questions(tmp_path / "sums.jsonl", 8)
-    decoder, params = load_model(model)
-    params["lm_head"]["kernel"] = np.zeros_like(params["lm_head"]["kernel"])
-    save_model("mute", decoder, params, tokenizer=load_tokenizer(model))
-    argv = ("evaluate", model, "sums.jsonl", *PLAIN, "--samples", "3", "--output", "scores.json")
-    printed = command(*argv, "--compare", "mute").splitlines()
-    assert printed[0] == str(model) and printed[1].split()[6:9] == ["pass@2", "pass@3", "majority"]
-    assert printed[2].split()[5:8] == ["0.750", "0.750", "0.750"]
-    report = json.loads(Path("scores.json").read_text())
-    found = report["tasks"]["sums"]
-    assert found["samples"] == 3 and found["pass_at_k"] == {"1": 0.75, "2": 0.75, "3": 0.75}
-    assert found["majority"]["accuracy"] == 0.75
-    assert report["compared_with"]["tasks"]["sums"]["accuracy"] == 0.0
-    comparison = report["comparison"]["sums"]
-    assert comparison == {"both": 0, "only_first": 6, "only_second": 0, "neither": 2,
-                          "p_value": 2 / 64}  # fmt: skip
-    assert printed[-1].split() == ["sums", "0", "6", "0", "2", "0.0312"]
-
-
-def test_evaluate_by_log_likelihood(model, command, tmp_path):
-    rows = [
-        {"id": name, "question": "What is 3 plus 4?", "choices": choices, "answer": "A"}
-        for name, choices in (("a", ["The answer is 7", "4"]), ("b", ["8", "The answer is 7"]))
-    ]
-    Path("pick.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = ("evaluate", model, "pick.jsonl", "--style", "plain", "--scoring", "loglikelihood")
-    table = command(*argv, "--output", "scores.json").splitlines()
-    assert table[0].split()[-4:] == ["normalised", "95", "%", "interval"]
-    report = json.loads(Path("scores.json").read_text())
-    assert report["scoring"] == "loglikelihood"
-    # It says "The answer is 7" whatever it is asked.
-    found = report["tasks"]["pick"]
-    assert found["accuracy"] == found["normalised"]["accuracy"] == 0.5
-    assert found["questions"] == 2 and "truncated" not in found
 
 
 # merge

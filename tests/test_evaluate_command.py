@@ -1,14 +1,19 @@
-"""``imm-jax evaluate`` on suites: a row a task, and one line for a wrong name."""
+"""``imm-jax evaluate``: a row a task, in words or by likelihood, and one line for a wrong name."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imm_jax.cli import main
+from imm_jax.models.huggingface.saving import save_model
+from imm_jax.models.load import load_model
+from imm_jax.models.tokenizer import load_tokenizer
 from tests.answering import save_answering, write_questions
 
 PLAIN = ("--style", "plain", "--max-new-tokens", "16", "--batch-size", "16")
+GREEDY = (*PLAIN, "--temperature", "0")
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +63,61 @@ def test_one_wrong_name_is_one_line(tasks, message, model, capsys):
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0] and not printed.out
+
+
+def test_evaluate_and_its_json(model, command, tmp_path):
+    write_questions(tmp_path / "sums.jsonl", 8)
+    write_questions(tmp_path / "few.jsonl", 3)
+    argv = ("evaluate", model, "sums.jsonl", "few.jsonl", *GREEDY, "--output", "scores.json")
+    table = [line.split() for line in command(*argv).splitlines()]
+    assert table[0][0] == "task"
+    assert [line[:2] for line in table[1:]] == [
+        ["sums", "0.750"],
+        ["few", "1.000"],
+        ["mean", "0.875"],
+    ]
+    report = json.loads(Path("scores.json").read_text())
+    scores = report["tasks"]
+    assert list(scores) == ["sums", "few"] and report["mean"]["accuracy"] == 0.875
+    assert scores["sums"]["accuracy"] == 0.75 and scores["sums"]["questions"] == 8
+    assert scores["sums"]["truncated"] == 0 and scores["few"]["high"] == 1.0
+    assert "majority" not in scores["sums"] and "comparison" not in report
+    assert command(*argv, "--questions", "3").splitlines()[1].split()[4] == "3"
+
+
+def test_evaluate_with_samples_and_another_model(model, command, tmp_path):
+    """The other model never speaks; both answer the same questions."""
+    write_questions(tmp_path / "sums.jsonl", 8)
+    decoder, params = load_model(model)
+    params["lm_head"]["kernel"] = np.zeros_like(params["lm_head"]["kernel"])
+    save_model("mute", decoder, params, tokenizer=load_tokenizer(model))
+    argv = ("evaluate", model, "sums.jsonl", *GREEDY, "--samples", "3", "--output", "scores.json")
+    printed = command(*argv, "--compare", "mute").splitlines()
+    assert printed[0] == str(model) and printed[1].split()[6:9] == ["pass@2", "pass@3", "majority"]
+    assert printed[2].split()[5:8] == ["0.750", "0.750", "0.750"]
+    report = json.loads(Path("scores.json").read_text())
+    found = report["tasks"]["sums"]
+    assert found["samples"] == 3 and found["pass_at_k"] == {"1": 0.75, "2": 0.75, "3": 0.75}
+    assert found["majority"]["accuracy"] == 0.75
+    assert report["compared_with"]["tasks"]["sums"]["accuracy"] == 0.0
+    comparison = report["comparison"]["sums"]
+    assert comparison == {"both": 0, "only_first": 6, "only_second": 0, "neither": 2,
+                          "p_value": 2 / 64}  # fmt: skip
+    assert printed[-1].split() == ["sums", "0", "6", "0", "2", "0.0312"]
+
+
+def test_evaluate_by_log_likelihood(model, command, tmp_path):
+    rows = [
+        {"id": name, "question": "What is 3 plus 4?", "choices": choices, "answer": "A"}
+        for name, choices in (("a", ["The answer is 7", "4"]), ("b", ["8", "The answer is 7"]))
+    ]
+    Path("pick.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ("evaluate", model, "pick.jsonl", "--style", "plain", "--scoring", "loglikelihood")
+    table = command(*argv, "--output", "scores.json").splitlines()
+    assert table[0].split()[-4:] == ["normalised", "95", "%", "interval"]
+    report = json.loads(Path("scores.json").read_text())
+    assert report["scoring"] == "loglikelihood"
+    # It says "The answer is 7" whatever it is asked.
+    found = report["tasks"]["pick"]
+    assert found["accuracy"] == found["normalised"]["accuracy"] == 0.5
+    assert found["questions"] == 2 and "truncated" not in found
