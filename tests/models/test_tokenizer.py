@@ -11,6 +11,7 @@ from imm_jax.models.config import ModelConfig
 from imm_jax.models.sources import resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from tests.models.gguf_files import SMOLLM2, real_models
+from tests.models.gguf_tokenizers import refused
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "smollm2_ids.json").read_text())
 TEXTS = list(GOLDEN)
@@ -30,15 +31,6 @@ def test_bad_folders(tmp_path, tiny_tokenizer):
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
     assert "its tokenizer cannot be read" in refused(tmp_path)
     assert "No such file" in refused(tmp_path / "none.gguf")
-
-
-def refused(path) -> str:
-    with pytest.raises(InputError) as caught:
-        load_tokenizer(path)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.startswith(str(path))
-    return text
 
 
 def test_folder_runs_no_code(tmp_path, tiny_tokenizer):
