@@ -15,7 +15,7 @@ from imm_jax.models.gguf import config as gguf_config
 from imm_jax.models.gguf import weights as gguf_weights
 from imm_jax.models.huggingface import weights as huggingface
 from imm_jax.models.huggingface.tensor_files import DTYPES
-from imm_jax.models.huggingface.weights import GENERATION_CONFIG, Sharding
+from imm_jax.models.huggingface.weights import Sharding
 from imm_jax.models.sources import ResolvedModel, resolve
 
 
@@ -59,31 +59,6 @@ def read_config(resolved: ResolvedModel) -> ModelConfig:
     """The architecture of a resolved model."""
     reader = gguf_config if resolved.kind == "gguf" else huggingface
     return reader.read_config(resolved.path)
-
-
-def load_generation_config(resolved: ResolvedModel) -> dict[str, Any]:
-    """What ``generation_config.json`` holds, or the token ids of the configuration without one.
-
-    Returns:
-      A dictionary in Hugging Face's names. ``eos_token_id`` is always there, as a list of ids that
-      end a text (empty where none is known).
-
-    Raises:
-      InputError: the file is not valid JSON, or its ``eos_token_id`` holds no token ids.
-    """
-    config = read_config(resolved)
-    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    path = resolved.path / GENERATION_CONFIG
-    given = huggingface.read_json(path) if resolved.kind != "gguf" and path.is_file() else {}
-    values = {key: value for key, value in (ids | given).items() if value is not None}
-    eos = values.get("eos_token_id", [])
-    eos = list(eos) if isinstance(eos, (list, tuple)) else [eos]
-    for token in eos:
-        if type(token) is not int or not 0 <= token < config.vocab_size:
-            raise InputError(
-                f"{path}: eos_token_id {token!r} is no token of a vocabulary of {config.vocab_size}"
-            )
-    return values | {"eos_token_id": eos}
 
 
 def _place(tree: dict[str, Any], sharding: Callable[[str], Any], path: str = "") -> None:

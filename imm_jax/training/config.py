@@ -158,6 +158,3 @@ def _expected(field: dataclasses.Field, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return f"{expected} (a whole number)" if whole else expected
     return "" if math.isfinite(value) and good(value) else expected
-
-
-PRESETS = {"paper": TrainingConfig()}

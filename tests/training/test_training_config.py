@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 
 from imm_jax.errors import InputError
-from imm_jax.training.config import PRESETS, LoraConfig, TrainingConfig
+from imm_jax.training.config import LoraConfig, TrainingConfig
 
 
-def test_the_paper_preset_has_the_papers_values():
-    paper = dataclasses.asdict(PRESETS["paper"])
+def test_the_defaults_are_the_papers_values():
+    paper = dataclasses.asdict(TrainingConfig())
     expected = {
         "learning_rate": 2e-5, "epochs": 3, "batch_size": 64, "max_length": 512,
         "warmup_ratio": 0.03, "schedule": "cosine", "weight_decay": 0.0,

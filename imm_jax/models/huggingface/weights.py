@@ -69,7 +69,6 @@ def read_params(
     *,
     dtype: Any = None,
     sharding: Sharding = None,
-    check_finite: bool = True,
 ) -> dict[str, Any]:
     """Reads the weights in ``folder`` into the canonical tree of JAX arrays.
 
@@ -82,7 +81,6 @@ def read_params(
       config: the architecture.
       dtype: float32, bfloat16 or float16; None keeps what is stored.
       sharding: of every array, or a function from a path (``"layers/attn/q/kernel"``) to one's.
-      check_finite: refuse NaN and infinite weights.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected, of the wrong shape,
@@ -111,7 +109,6 @@ def read_params(
                 source,
                 path.startswith("layers/"),
                 kept if dtype is None else jnp.dtype(dtype),
-                check_finite,
             )
             where = sharding(path) if callable(sharding) else sharding
             leaf = _place(read, _full_shape(path, source), where)
@@ -241,7 +238,6 @@ def _read_slice(
     source: Source,
     stacked: bool,
     dtype: np.dtype,
-    check_finite: bool,
     index: tuple[slice, ...],
 ) -> np.ndarray:
     """The part ``index`` of a canonical array, checked; if ``stacked``, axis 0 is the layer."""
@@ -254,7 +250,7 @@ def _read_slice(
         stored = reader[name]
         with np.errstate(over="ignore"):  # said below, with the tensor's name
             copy_into(target, (stored.T if source.transposed else stored)[inner])
-        if check_finite and not _is_finite(target):
+        if not _is_finite(target):
             entry = reader.entries[name]
             as_read = "" if DTYPES[entry.dtype] == dtype else f" as {dtype}"
             raise InputError(f"{entry.file}: tensor {name} has NaN or infinite values{as_read}")
