@@ -15,7 +15,7 @@ from imm_jax.analysis.record import Record
 from imm_jax.analysis.scores import TaskScore, score_answers
 from imm_jax.choices import examine
 from imm_jax.errors import InputError
-from imm_jax.evaluation import Answer
+from imm_jax.evaluation import Answer, ask
 from imm_jax.merging import merge_params
 from imm_jax.rounds.select import from_rows, to_rows
 from imm_jax.rounds.tools import Bench

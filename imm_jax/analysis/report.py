@@ -181,7 +181,8 @@ def comparisons(run: Run) -> list[Compared]:
     merged = [arm for arm in reversed(run.arms) if arm != vanilla]
     pairs = [(arm, vanilla) for arm in merged if vanilla] + [(arm, "base") for arm in merged]
     pairs += [(vanilla, "base")] if vanilla else []
-    verdicts = {arm: _verdicts(run, arm) for arm in ("base", *run.arms)}
+    verdicts = {arm: verdicts_of(run, arm, run.last) for arm in run.arms}
+    verdicts["base"] = verdicts_of(run, "base", 0)
     found = []
     for first, second in pairs if run.last else ():
         for what, names in kinds.items():
@@ -205,8 +206,8 @@ def sentences(run: Run, compared: Sequence[Compared]) -> list[str]:
     return [sentence(*row[:3], run.last, row.found) for row in same]
 
 
-def _verdicts(run: Run, arm: str) -> Verdicts:
-    t = 0 if arm == "base" else run.last
+def verdicts_of(run: Run, arm: str, t: int) -> Verdicts:
+    """Whether each answer of an arm after round ``t`` is right; of ``base``, the original, 0."""
     return {
         seed: {
             task: {row["id"]: bool(row["correct"]) for row in rows} for task, rows in found.items()

@@ -121,6 +121,7 @@ def test_a_run(place, analyze, monkeypatch):
     def again(*args, **kwargs):
         raise AssertionError("made again")
 
+    monkeypatch.setattr(probes, "examine", again)
     monkeypatch.setattr(probes, "ask", again)
     monkeypatch.setattr(analyses, "MEASURES", dict.fromkeys(analyses.MEASURES, again))
     assert analyze("run", *EVERYTHING) == printed
