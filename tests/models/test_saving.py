@@ -107,6 +107,36 @@ def test_tokenizer_and_generation_config(tiny_config, random_params, tiny_tokeni
     assert (found.eos_token_id, found.temperature) == (7, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("config_says", "generation_says", "ends"),
+    [
+        (5, [7, 5], (5, 7)),
+        (5, 7, (5, 7)),
+        (None, 7, 7),
+        ((5, 7), 7, (5, 7)),
+        (5, None, 5),
+    ],
+)
+def test_answers_end_where_the_generation_config_says_too(
+    config_says, generation_says, ends, tiny_config, random_params, tmp_path
+):
+    model = Decoder(config=tiny_config("llama", eos_token_id=config_says))
+    own = {"eos_token_id": generation_says}
+    save_model(tmp_path / "m", model, random_params(model.config), generation_config=own)
+    assert load_model(tmp_path / "m")[0].config.eos_token_id == ends
+
+
+@pytest.mark.parametrize("wrong", [-1, "two", [3, 99_999], True])
+def test_a_generation_config_that_names_no_token_is_refused(
+    wrong, tiny_config, random_params, tmp_path
+):
+    model = Decoder(config=tiny_config("llama"))
+    own = {"eos_token_id": wrong}
+    save_model(tmp_path / "m", model, random_params(model.config), generation_config=own)
+    with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id .* below 320"):
+        load_model(tmp_path / "m")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 

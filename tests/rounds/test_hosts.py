@@ -18,6 +18,7 @@ CODE = """
 import json, os, sys
 from pathlib import Path
 from imm_jax.cli import main
+import imm_jax.choices as choices
 import imm_jax.rounds.tools as tools
 
 place, port, number = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -37,7 +38,7 @@ def watch(event, args):
     if changes and isinstance(args[0], (str, os.PathLike)) and "/out" in os.fspath(args[0]):
         written.append(os.fspath(args[0]))
 
-tools.ask = counted
+tools.ask = choices.ask = counted
 sys.addaudithook(watch)
 code = main(["run", str(place / "run.yaml"), "--output", str(place / "out"),
              "--mesh", "data=2,fsdp=2", "--coordinator", f"127.0.0.1:{port}",

@@ -1,5 +1,6 @@
 """Models in Hugging Face layout: ``config.json`` and safetensors in, the canonical tree out."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -58,9 +59,31 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(folder: str | os.PathLike) -> ModelConfig:
-    """Reads ``config.json``; see :func:`imm_jax.models.huggingface.families.config_from_hf`."""
+    """Reads ``config.json``; see :func:`imm_jax.models.huggingface.families.config_from_hf`.
+
+    Tokens that end an answer are also those of ``generation_config.json``, which often has more.
+
+    Raises:
+      InputError: either file is damaged or holds what a model cannot be made of.
+    """
     path = Path(folder) / CONFIG
-    return config_from_hf(read_json(path), str(path))
+    config = config_from_hf(read_json(path), str(path))
+    path = Path(folder) / GENERATION_CONFIG
+    if not path.is_file():
+        return config
+    found = read_json(path).get("eos_token_id")
+    more = [] if found is None else found if isinstance(found, list) else [found]
+    for token in more:
+        if type(token) is not int or not 0 <= token < config.vocab_size:
+            raise InputError(
+                f"{path}: eos_token_id {found!r}, expected token ids below {config.vocab_size}"
+            )
+    own = config.eos_token_id
+    known = own if isinstance(own, tuple) else () if own is None else (own,)
+    ends = tuple(dict.fromkeys((*known, *more)))
+    if ends == known:
+        return config
+    return dataclasses.replace(config, eos_token_id=ends if len(ends) > 1 else ends[0])
 
 
 def read_params(
