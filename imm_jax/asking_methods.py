@@ -87,9 +87,11 @@ def greedy_soup(job: Job) -> Found:
 
     alone = [accuracy(*pair) for pair in zip(job.tuned, job.names, strict=True)]
     soup = merging.greedy_soup(job.tuned, lambda params: accuracy(params, "soup"), alone=alone)
-    lines = [f"{name} alone: {value:.4f}" for name, value in zip(job.names, alone, strict=True)]
+    lines = [
+        f"accuracy of {name}: {value:.4f}" for name, value in zip(job.names, alone, strict=True)
+    ]
     mixed = list(zip(soup.chosen, soup.scores, strict=True))[1:]
-    lines += [f"with {job.names[index]}: {value:.4f}" for index, value in mixed]
+    lines += [f"accuracy with {job.names[index]} added: {value:.4f}" for index, value in mixed]
     left = [name for index, name in enumerate(job.names) if index not in soup.chosen]
     lines += [f"left out: {', '.join(left)}"] if left else []
     return Found(soup.params, (*lines,))
