@@ -29,7 +29,7 @@ _EXPORTS = {
     "load_model": "imm_jax.models.load",
     "load_tokenizer": "imm_jax.models.tokenizer",
     "make_task": "imm_jax.tasks",
-    "merge_files": "imm_jax.recipes.run",
+    "merge_files": "imm_jax.merge_recipe",
     "merge_params": "imm_jax.merging",
     "run": "imm_jax.rounds.run",
     "save_model": "imm_jax.models.huggingface.saving",

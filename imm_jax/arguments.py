@@ -162,8 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(
         "merge",
         "Merge the models of a recipe (mergekit's YAML) into a new folder, in the memory of a few "
-        "blocks; or a fine-tuned model with its base: base + weight * drop_and_rescale(tuned - "
-        "base), with the base's tokenizer. After a kill, the same command goes on.",
+        "blocks unless the method asks the models questions; or a fine-tuned model with its base: "
+        "base + weight * drop_and_rescale(tuned - base), with the base's tokenizer. After a kill, "
+        "the same command goes on.",
         "imm-jax merge recipe.yaml merged/",
         optional="second",
         table=f"methods:\n{_methods()}\n\n",
@@ -273,9 +274,14 @@ def _memory(text: str) -> float:
 def _methods() -> str:
     """The merge methods, a line each."""
     from imm_jax.merging.table import METHODS
+    from imm_jax.recipes.asking import ASKING
 
     width = max(len(name) for name in METHODS)
-    return "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in METHODS.items())
+    lines = [
+        "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in methods.items())
+        for methods in (METHODS, ASKING)
+    ]
+    return "\n\nthat ask the models questions (parameters.task), all in memory:\n".join(lines)
 
 
 def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:

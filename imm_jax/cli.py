@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")
     except Interrupted as error:
-        print(f"{error}; the same command goes on from here", file=sys.stderr)
+        then = "goes on from here" if error.saved else "begins anew"
+        print(f"{error}; the same command {then}", file=sys.stderr)
         return 128 + (Stop.signal or signal.SIGINT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -17,4 +17,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 class Interrupted(Exception):
-    """Work stopped on request with all that was done saved; the same call goes on from there."""
+    """Work stopped on request with all that was done saved; the same call goes on from there.
+
+    Where ``saved`` is False there was nothing to save, and the same call begins anew.
+    """
+
+    saved = True

@@ -1,6 +1,7 @@
 """What commands do before they work: find models, refuse outputs that cannot be written."""
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 
@@ -22,6 +23,27 @@ def open_model(source: str, revision: str | None = None):
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return resolved, tokenizer
+
+
+# What models that are merged may differ in; the result has the base's.
+MAY_DIFFER = {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
+MAY_DIFFER |= {"max_position_embeddings"}
+
+
+def check_alike(name: str, source, other_name: str, other) -> None:
+    """Refuses two models, by where they are, whose architectures differ in anything that counts."""
+    from imm_jax.models.load import read_config
+
+    one, two = (dataclasses.asdict(read_config(resolved)) for resolved in (source, other))
+    differing = [
+        f"{key} ({one[key]!r} and {two[key]!r})"
+        for key in one.keys() - MAY_DIFFER
+        if one[key] != two[key]
+    ]
+    if differing:
+        raise InputError(
+            f"{name} and {other_name}: different architectures, in {'; '.join(sorted(differing))}"
+        )
 
 
 def generation_config(source) -> dict | None:

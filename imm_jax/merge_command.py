@@ -2,14 +2,13 @@
 
 import argparse
 import ctypes
-import dataclasses
 import math
 from contextlib import suppress
 from pathlib import Path
 
 from imm_jax.console import Stop
 from imm_jax.errors import InputError
-from imm_jax.inputs import check_output, generation_config, open_model
+from imm_jax.inputs import check_alike, check_output, generation_config, open_model
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -23,7 +22,7 @@ def merge(args: argparse.Namespace) -> None:
 def _merge_recipe(args: argparse.Namespace) -> None:
     import jax
 
-    from imm_jax.recipes.run import merge_files
+    from imm_jax.merge_recipe import merge_files
 
     for option in ("weight", "drop_rate", "from_"):
         if getattr(args, option) is not None:
@@ -94,7 +93,7 @@ def _merge_pair(args: argparse.Namespace) -> None:
         from imm_jax.models.sources import resolve
 
         other = resolve(args.second)
-        _check_alike(args.model, source, args.second, other)
+        check_alike(args.model, source, args.second, other)
         model, base = load_model(source.path)
         _, tuned = load_model(other.path)
     merged = merge_params(
@@ -132,23 +131,3 @@ def _check_fits(folder: str, base, tuned) -> None:
         match(base, tuned)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-
-
-# What models that are merged may differ in; the result has the base's.
-MAY_DIFFER = {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
-MAY_DIFFER |= {"max_position_embeddings"}
-
-
-def _check_alike(name: str, source, other_name: str, other) -> None:
-    from imm_jax.models.load import read_config
-
-    one, two = (dataclasses.asdict(read_config(resolved)) for resolved in (source, other))
-    differing = [
-        f"{key} ({one[key]!r} and {two[key]!r})"
-        for key in one.keys() - MAY_DIFFER
-        if one[key] != two[key]
-    ]
-    if differing:
-        raise InputError(
-            f"{name} and {other_name}: different architectures, in {'; '.join(sorted(differing))}"
-        )

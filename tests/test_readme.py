@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from imm_jax.merging.table import methods_table
+from imm_jax.recipes.asking import asking_table
 from imm_jax.rounds.select import RULES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -10,6 +11,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 def test_the_methods_are_those_of_the_table():
     assert methods_table() in README
+    assert asking_table() in README
 
 
 def test_the_selection_rules_are_those_of_the_table():

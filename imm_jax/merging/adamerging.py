@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError
@@ -50,6 +51,7 @@ def adamerging(
     transform: Transform | Chain | None = None,
     key: Array | None = None,
     stacked: Callable[[str], bool] | None = None,
+    after: Callable[[int, float], None] | None = None,
 ) -> tuple[PyTree, list, Array]:
     """Finds the merge weights at which the merged model is surest of its predictions.
 
@@ -57,8 +59,9 @@ def adamerging(
     steps on one batch after another, over and over (Yang et al. 2024, "AdaMerging", arXiv
     2310.02575, task-wise and layer-wise). No labels are needed.
 
-    One program runs all steps. Beside the models it holds a merged model, its gradient, the task
-    vectors of a leaf in float32, and what the backward pass of ``logits_fn`` keeps.
+    One program runs all steps, or each of them where ``after`` is given. Beside the models it holds
+    a merged model, its gradient, the task vectors of a leaf in float32, and what the backward pass
+    of ``logits_fn`` keeps.
 
     Args:
       logits_fn: ``logits_fn(params, batch) -> logits [..., V]``, of the positions that count.
@@ -76,6 +79,8 @@ def adamerging(
       transform: applied to the task vectors; with ``trim(0.2)``, close to AdaMerging++.
       key: for transforms that draw random numbers; every step draws the same.
       stacked: as in :func:`merge_params`.
+      after: called on the host after each step, with its number from 0 and the entropy before it;
+        for progress, and to end the search by an exception.
 
     Returns:
       The merged model; the weight of each model, as ``weight=`` of :func:`merge_params` takes them
@@ -98,7 +103,7 @@ def adamerging(
     def entropy(params: PyTree, batch: PyTree) -> Array:
         return mean_entropy(logits_fn(params, batch), None if mask is None else mask(batch))
 
-    def run(weights: list, base: PyTree, tuned: list, key: Any, batches: PyTree):
+    def run(state: tuple, base: PyTree, tuned: list, key: Any, batches: PyTree, numbers: Array):
         count = jax.tree.leaves(batches)[0].shape[0]
 
         def step(state: tuple, number: Array) -> tuple[tuple, Array]:
@@ -115,12 +120,17 @@ def adamerging(
                 weights = jax.tree.map(lambda w: jnp.clip(w, *bounds), weights)
             return (weights, memory), value
 
-        state = (weights, optimizer.init(weights))
-        (weights, _), history = jax.lax.scan(step, state, jnp.arange(steps))
-        return weights, history
+        return jax.lax.scan(step, state, numbers)
 
-    weights, history = jax.jit(run)(start, base, list(tuned), key, batches)
-    return merge(base, list(tuned), weight=weights, key=key), weights, history
+    run, state, history = jax.jit(run), (start, optimizer.init(start)), []
+    parts = np.split(np.arange(steps), 1 if after is None or not steps else steps)
+    for part in parts:
+        state, found = run(state, base, list(tuned), key, batches, part)
+        history.append(found)
+        for number, value in zip(part, found) if after else ():
+            after(int(number), float(value))
+    weights = state[0]
+    return merge(base, list(tuned), weight=weights, key=key), weights, jnp.concatenate(history)
 
 
 def _start(

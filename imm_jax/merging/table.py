@@ -1,6 +1,6 @@
 """The merge methods by name: one table, from which documents, help and readers are made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -274,13 +274,20 @@ def _check_weight(method: str, row: Method, weight: Weight | None, arguments: di
 
 def methods_table() -> str:
     """The methods as a Markdown table, for documents."""
+
+    def shown(row: Method) -> dict[str, Any]:
+        weight = {} if row.weight is None else {row.weight: row.default_weight}
+        return weight | dict(row.parameters)
+
+    return table_rows((name, row.summary, shown(row)) for name, row in METHODS.items())
+
+
+def table_rows(methods: Iterable[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """A Markdown table of names, summaries, and parameters with their defaults (None: none)."""
     rows = ["| method | merges | parameters and defaults |", "|---|---|---|"]
-    for name, row in METHODS.items():
-        shown = dict(row.parameters)
-        if row.weight is not None:
-            shown = {row.weight: row.default_weight} | shown
-        listed = ", ".join(k if v is None else f"{k} {_plain(v)}" for k, v in shown.items())
-        rows.append(f"| `{name}` | {row.summary} | {listed} |")
+    for name, summary, parameters in methods:
+        listed = ", ".join(k if v is None else f"{k} {_plain(v)}" for k, v in parameters.items())
+        rows.append(f"| `{name}` | {summary} | {listed} |")
     return "\n".join(rows)
 
 

@@ -11,10 +11,10 @@ import yaml
 
 import imm_jax
 from imm_jax.errors import InputError
-from imm_jax.merging.table import METHODS
 from imm_jax.models.huggingface.weights import CONFIG, GENERATION_CONFIG, read_json
 from imm_jax.models.tokenizer import TOKENIZER_FILES as ONE_OF
 from imm_jax.models.tokenizer import load_tokenizer, save_tokenizer
+from imm_jax.recipes.asking import ASKING, asks, row_of
 from imm_jax.recipes.checkpoint import Checkpoint, is_head, is_vocabulary
 from imm_jax.recipes.plan import Output, donor_of
 from imm_jax.recipes.types import Model, Recipe
@@ -34,10 +34,15 @@ def write_beside(
     outputs: Sequence[Output],
     vocabulary: Vocabulary | None,
     template: str | None,
-    seed: int,
+    seed: int | None,
     name: str,
+    found: Sequence[str] = (),
 ) -> None:
-    """Writes everything but the weights into ``folder``; ``template`` is the chat template."""
+    """Writes everything but the weights into ``folder``.
+
+    ``template`` is the chat template, ``seed`` that of what is dropped at random (None: nothing
+    is), ``found`` what the method found out, a line each.
+    """
     donor = donor_of(recipe, checkpoints)
     ids = _token_ids(recipe, vocabulary)
     _write_json(folder / CONFIG, merged_config(recipe, donor, outputs, ids))
@@ -56,7 +61,7 @@ def write_beside(
             if (donor.folder / file).is_file():
                 shutil.copyfile(donor.folder / file, folder / file)
     (folder / RECIPE_FILE).write_text(recipe.text, encoding="utf-8")
-    (folder / "README.md").write_text(card(recipe, seed, name), encoding="utf-8")
+    (folder / "README.md").write_text(card(recipe, seed, name, found), encoding="utf-8")
 
 
 def _token_ids(recipe: Recipe, vocabulary: Vocabulary | None) -> dict[str, int | None]:
@@ -143,7 +148,7 @@ def check_tokenizer_files(
         )
 
 
-def card(recipe: Recipe, seed: int, name: str) -> str:
+def card(recipe: Recipe, seed: int | None, name: str, found: Sequence[str] = ()) -> str:
     """A model card in the hub's format."""
     models = [str(model) for model in recipe.models]
     head = {"library_name": "transformers", "tags": ["merge", "imm_jax", recipe.merge_method]}
@@ -152,6 +157,9 @@ def card(recipe: Recipe, seed: int, name: str) -> str:
         head["base_model"] = [model.partition("@")[0] for model in hub]
     of_base = f", with {recipe.base_model} as the base" if recipe.base_model else ""
     listed = "\n".join(f"- {model}" for model in models)
+    result = "".join(f"- {line}\n" for line in found)
+    result = f"## Found\n\n{result}\n" if found else ""
+    drawn, option = ("", "") if seed is None else (f"Seed {seed}. ", f" --seed {seed}")
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -159,15 +167,15 @@ def card(recipe: Recipe, seed: int, name: str) -> str:
 # {name}
 
 A merge of language models by imm_jax {imm_jax.__version__}: {recipe.merge_method}
-({METHODS[recipe.merge_method].summary}){of_base}.
+({_summary(recipe)}){of_base}.
 
 ## Models
 
 {listed}
 
-## Recipe
+{result}## Recipe
 
-Seed {seed}. Computed in float32, rounded once. The recipe is in `{RECIPE_FILE}`:
+{drawn}Computed in float32, rounded once. The recipe is in `{RECIPE_FILE}`:
 
 ```yaml
 {recipe.text.strip()}
@@ -175,8 +183,13 @@ Seed {seed}. Computed in float32, rounded once. The recipe is in `{RECIPE_FILE}`
 
 It is run by
 
-    imm-jax merge {RECIPE_FILE} FOLDER --seed {seed}
+    imm-jax merge {RECIPE_FILE} FOLDER{option}
 """
+
+
+def _summary(recipe: Recipe) -> str:
+    row = ASKING[recipe.merge_method] if asks(recipe) else row_of(recipe.merge_method)
+    return row.summary
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

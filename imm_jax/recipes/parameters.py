@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import pydantic
 
-from imm_jax.errors import InputError
+from imm_jax.errors import InputError, nearest
 from imm_jax.merging.table import METHODS
 
 REQUIRED = object()  # the default of a parameter that has none
@@ -24,6 +24,8 @@ class Parameter(NamedTuple):
       above: whether ``low`` itself is excluded.
       use: ``"passed"`` to the method; ``"fixed"``: only the default is supported; ``"unused"``:
         accepted because mergekit does, without any effect, as there.
+      among: the words it may be; empty: any.
+      whole: one value holds for the whole model: no gradient over layers, no filter.
     """
 
     kind: type
@@ -33,6 +35,8 @@ class Parameter(NamedTuple):
     high: float = math.inf
     above: bool = False
     use: Literal["passed", "fixed", "unused"] = "passed"
+    among: tuple[str, ...] = ()
+    whole: bool = False
 
 
 WEIGHT = Parameter(float, REQUIRED, each=True)
@@ -138,6 +142,10 @@ def read_setting(raw: Any, parameter: Parameter, where: str) -> tuple[Condition,
     Raises:
       InputError: it is none of these, or a value is of the wrong kind or out of range.
     """
+    if parameter.whole and isinstance(raw, (list, dict)):
+        raise InputError(
+            f"{where}: {raw!r:.80}, expected {WORDS[parameter.kind]} for the whole model"
+        )
     listed = raw if isinstance(raw, list) else [raw]
     if not listed or not any(isinstance(entry, dict) for entry in listed):
         return (Condition(None, _read_value(raw, parameter, where)),)
@@ -183,6 +191,11 @@ def _read_scalar(raw: Any, parameter: Parameter, where: str) -> Any:
         raise expected from None
     if kind is str and not value.strip():
         raise expected
+    if parameter.among and value not in parameter.among:
+        raise InputError(
+            f"{where}: {raw!r:.80}, expected {' or '.join(parameter.among)}"
+            f"{nearest(value, parameter.among)}"
+        )
     if kind is float and not math.isfinite(value):
         raise InputError(f"{where}: {raw!r:.80}, expected a finite number")
     if kind in (float, int):

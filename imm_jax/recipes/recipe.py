@@ -8,19 +8,14 @@ from typing import Any
 from imm_jax.errors import InputError, nearest
 from imm_jax.merging.table import METHODS
 from imm_jax.recipes import schema
+from imm_jax.recipes.asking import ASKING, check_asking, known_parameters, row_of
 from imm_jax.recipes.names import read_chat_template, read_model, read_tokenizer
-from imm_jax.recipes.parameters import Settings, parameters_of, read_setting
+from imm_jax.recipes.parameters import Settings, read_setting
 from imm_jax.recipes.resolve import check_values
 from imm_jax.recipes.types import Model, Recipe, Slice, Source
 from imm_jax.yaml_files import read_yaml
 
 MODULES = ("default", "text_decoder")  # mergekit's names of a text model, and of one in another
-# These run models on data.
-IN_PYTHON = {
-    "regmean": "imm_jax.merging.regmean",
-    "adamerging": "imm_jax.merging.adamerging",
-    "greedy_soup": "imm_jax.merging.greedy_soup",
-}
 
 
 def load_recipe(path: str | os.PathLike) -> Recipe:
@@ -38,6 +33,7 @@ def load_recipe(path: str | os.PathLike) -> Recipe:
         recipe = _read(keys, where, Path(path).read_text(encoding="utf-8"))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    check_asking(recipe)
     check_values(recipe)
     return recipe
 
@@ -78,12 +74,9 @@ def _read(keys: schema.RecipeKeys, path: str, text: str) -> Recipe:
 
 
 def _check_method(method: str) -> None:
-    if method in IN_PYTHON:
-        raise InputError(
-            f"merge_method: {method} cannot be a recipe, use the function {IN_PYTHON[method]}"
-        )
-    if method not in METHODS:
-        raise InputError(f"merge_method: unknown method {method!r}{nearest(method, METHODS)}")
+    methods = METHODS | ASKING
+    if method not in methods:
+        raise InputError(f"merge_method: unknown method {method!r}{nearest(method, methods)}")
 
 
 def _content(keys: schema.RecipeKeys) -> tuple[schema.RecipeKeys | schema.ModuleKeys, str]:
@@ -152,7 +145,7 @@ def _assemble(
     sources: list[Source], base_model: Model | None, parameters: Settings, at: str, method: str
 ) -> Slice:
     """Makes a slice, and checks that the method can merge as many models, with that base."""
-    row = METHODS[method]
+    row = row_of(method)
     models = [source.model for source in sources]
     for i, model in enumerate(models):
         if model in models[:i]:
@@ -181,7 +174,7 @@ def _optional_model(text: str | None, at: str) -> Model | None:
 
 
 def _settings(raw: dict | None, method: str, at: str, of_model: bool = False) -> Settings:
-    known = parameters_of(method)
+    known = known_parameters(method)
     settings = {}
     for name, value in (raw or {}).items():
         if name not in known:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from imm_jax.errors import InputError
 from imm_jax.merging.weights import weight_sum_is_zero
-from imm_jax.recipes.parameters import REQUIRED, Parameter, Settings, look_up, parameters_of
+from imm_jax.recipes.asking import known_parameters, names_set, used_parameters
+from imm_jax.recipes.parameters import REQUIRED, Parameter, Settings, look_up
 from imm_jax.recipes.types import Recipe, Slice, Source
 
 
@@ -79,8 +80,7 @@ def resolve(
 
 
 def _passed(recipe: Recipe) -> dict[str, Parameter]:
-    parameters = parameters_of(recipe.merge_method)
-    return {name: p for name, p in parameters.items() if p.use == "passed"}
+    return {name: p for name, p in used_parameters(recipe).items() if p.use == "passed"}
 
 
 def _value(
@@ -156,15 +156,11 @@ def _ends(recipe: Recipe, part: Slice) -> tuple[float, ...]:
 
 def notes(recipe: Recipe) -> tuple[str, ...]:
     """Lines to tell the user: what the recipe sets without any effect."""
-    table = parameters_of(recipe.merge_method)
-    sets = [recipe.parameters]
-    for part in recipe.slices:
-        sets += [part.parameters, *(source.parameters for source in part.sources)]
-    names = dict.fromkeys(name for settings in sets for name in settings)
+    table = known_parameters(recipe.merge_method)
     method = recipe.merge_method
     return tuple(
         f"{recipe.path}: {name} has no effect on {method}, here as in mergekit"
-        for name in names
+        for name in names_set(recipe)
         if table[name].use == "unused"
     ) + tuple(
         f"{recipe.path}: the base model's {', '.join(source.parameters)} has no effect on {method}"

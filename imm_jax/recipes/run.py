@@ -20,6 +20,7 @@ from imm_jax.models.huggingface.tensor_files import Planned
 from imm_jax.models.sources import resolve
 from imm_jax.progress import Progress
 from imm_jax.recipes.agreement import Input, Options
+from imm_jax.recipes.asking import asks
 from imm_jax.recipes.card import chat_template, check_tokenizer_files, write_beside
 from imm_jax.recipes.checkpoint import Checkpoint, is_vocabulary, open_checkpoint
 from imm_jax.recipes.finite import check_finite, is_finite
@@ -79,6 +80,10 @@ def merge_files(
     folder = Path(folder)
     require_new(folder)
     described = load_recipe(recipe)
+    if asks(described):
+        raise InputError(
+            f"{recipe}: {described.merge_method} asks the models questions, use imm_jax.merge_files"
+        )
     for note in notes(described):
         logger.info(note)
     checkpoints = {model: open_checkpoint(model) for model in described.models}

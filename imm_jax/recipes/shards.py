@@ -63,11 +63,14 @@ def require_new(folder: Path) -> None:
 
 
 @contextmanager
-def unfinished(folder: Path, plan: dict[str, Any], shards: Sequence[Shard]) -> Iterator[Path]:
+def unfinished(
+    folder: Path, plan: dict[str, Any], shards: Sequence[Shard], *, keep: bool = True
+) -> Iterator[Path]:
     """Yields the folder beside ``folder`` that becomes it when the block ends without error.
 
     Shards that a killed process with an equal ``plan`` finished there are kept; anything else there
-    is deleted. An error in the block deletes all of it, an interrupt keeps it.
+    is deleted. An error in the block deletes all of it; an interrupt keeps it, unless ``keep`` is
+    False.
 
     Raises:
       InputError: another process is at it, or it cannot be written.
@@ -81,14 +84,16 @@ def unfinished(folder: Path, plan: dict[str, Any], shards: Sequence[Shard]) -> I
         except OSError:
             raise InputError(f"{folder}: another process is writing it") from None
         try:
-            _sweep(beside, plan, {shard.file for shard in shards})
+            _sweep(beside, plan, {shard.file for shard in shards} if keep else set())
             yield beside
             for name in (PLAN, LOCK):
                 (beside / name).unlink()
             if path.is_dir():
                 path.rmdir()  # an empty one: see require_new
             os.rename(beside, path)
-        except (InputError, OSError) as error:
+        except BaseException as error:
+            if keep and not isinstance(error, (InputError, OSError)):
+                raise
             _unmake(beside, made)
             if isinstance(error, OSError) and _is_about(error, beside):
                 why = error.strerror or error

@@ -94,7 +94,7 @@ class Recipe:
     Attributes:
       path: the file, for messages.
       text: the file's text, for the model card.
-      merge_method: a name in :data:`~imm_jax.merging.METHODS`.
+      merge_method: a name in :data:`~imm_jax.merging.METHODS`, or of a method that asks.
       base_model: where one is given.
       slices: in the order of the merged model's layers. ``models`` is one slice of all layers.
       parameters: set for all slices.

@@ -97,6 +97,22 @@ def test_both_layouts_and_one_batch_after_another():
     np.testing.assert_allclose(history, expected, rtol=1e-5)
 
 
+def test_steps_are_told_and_can_end_the_search():
+    told, arguments = [], {"steps": 3, "optimizer": optax.adam(0.1)}
+    after = lambda number, entropy: told.append((number, entropy))
+    found = merging.adamerging(logits, BASE, MODELS, BATCHES, after=after, **arguments)
+    expected = merging.adamerging(logits, BASE, MODELS, BATCHES, **arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    assert told == list(enumerate(map(float, found[2])))
+
+    def stop(number, entropy):
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merging.adamerging(logits, BASE, MODELS, BATCHES, steps=5, after=stop)
+
+
 @pytest.mark.parametrize("per_layer", [True, False])
 def test_it_finds_the_better_of_two_models(per_layer):
     rng = np.random.default_rng(0)

@@ -9,6 +9,9 @@ from imm_jax.recipes import load_recipe, resolve
 
 TIES = "merge_method: ties\nbase_model: a\nmodels: [{model: b, parameters: {weight: 1}}]\n"
 LINEAR = "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+SOUP = "merge_method: greedy_soup\nmodels: [{model: a}, {model: b}]\nparameters: {task: t}\n"
+REGMEAN = SOUP.replace("greedy_soup", "regmean")
+ADAMERGING = "merge_method: adamerging\nbase_model: a\nmodels: [{model: b}]\nparameters: {task: t, steps: 2}\n"
 SLERP = "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nslices:\n"
 PAIR = "  - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]\n"
 
@@ -23,8 +26,31 @@ CASES = {
     "no method": ("models: [{model: a}]", "merge_method: missing, expected a value"),
     "unknown method": (TIES.replace("ties", "tiez"), "merge_method: unknown method 'tiez' (did you mean 'ties'?)"),
     "method of another type": (TIES.replace("ties", "7"), "merge_method: 7 is not valid: input should be a string"),
-    "adamerging": (TIES.replace("ties", "adamerging"), "merge_method: adamerging cannot be a recipe, use the function imm_jax.merging.adamerging"),
-    "greedy soup": (TIES.replace("ties", "greedy_soup"), "merge_method: greedy_soup cannot be a recipe, use the function imm_jax.merging.greedy_soup"),
+    "unknown method that asks": (SOUP.replace("soup", "sop"), "merge_method: unknown method 'greedy_sop' (did you mean 'greedy_soup'?)"),
+    "no task": (SOUP.replace("task: t", "seed: 1"), "parameters.task: missing, greedy_soup needs it"),
+    "no task of a model": (REGMEAN.replace("parameters: {task: t}", "parameters: {}"), "parameters.task: missing for a, regmean needs it"),
+    "no steps": (ADAMERGING.replace("steps: 2", "seed: 1"), "parameters.steps: missing, adamerging needs it"),
+    "no steps at all": (ADAMERGING.replace("steps: 2", "steps: 0"), "parameters.steps: 0, expected at least 1"),
+    "adamerging without a base": (ADAMERGING.replace("base_model: a\n", ""), "base_model: missing, adamerging needs one"),
+    "a soup of one": (SOUP.replace(", {model: b}", ""), "models: 1, greedy_soup merges at least 2 models"),
+    "a model's own task of a soup": (SOUP.replace("model: a", "model: a, parameters: {task: u}"), "models[0].parameters.task: greedy_soup has one task for all models, expected it under the parameters"),
+    "a model's own seed": (REGMEAN.replace("model: a", "model: a, parameters: {seed: 1}"), "models[0].parameters.seed: regmean has one seed for all models"),
+    "unknown parameter of the questions": (SOUP.replace("task: t", "task: t, question: 3"), "parameters.question: greedy_soup has no such parameter (did you mean 'questions'?)"),
+    "another method's way to ask": (SOUP.replace("task: t", "task: t, alpha: 1"), "parameters.alpha: greedy_soup has no such parameter, expected one of task, questions"),
+    "tasks that are a list": (SOUP.replace("task: t", "task: [t, u]"), "parameters.task: ['t', 'u'], expected a word or a file's path for the whole model"),
+    "a gradient of alphas": (REGMEAN.replace("task: t", "task: t, alpha: [0, 1]"), "parameters.alpha: [0, 1], expected a number for the whole model"),
+    "a filter of alphas": (REGMEAN.replace("task: t", "task: t, alpha: {filter: mlp, value: 1}"), "parameters.alpha: {'filter': 'mlp', 'value': 1}, expected a number for the whole model"),
+    "alpha above 1": (REGMEAN.replace("task: t", "task: t, alpha: 2"), "parameters.alpha: 2, expected at least 0 and at most 1"),
+    "half a question": (SOUP.replace("task: t", "task: t, questions: 1.5"), "parameters.questions: 1.5, expected a whole number"),
+    "no questions": (SOUP.replace("task: t", "task: t, questions: 0"), "parameters.questions: 0, expected at least 1"),
+    "no learning rate": (ADAMERGING.replace("steps: 2", "steps: 2, learning_rate: 0"), "parameters.learning_rate: 0, expected above 0"),
+    "another split": (SOUP.replace("task: t", "task: t, split: tset"), "parameters.split: 'tset', expected train or test (did you mean 'test'?)"),
+    "other labels": (REGMEAN.replace("regmean", "fisher").replace("task: t", "task: t, labels: gold"), "parameters.labels: 'gold', expected solutions or samples"),
+    "a task and files": (REGMEAN.replace("regmean", "fisher").replace("task: t", "task: t, fisher: f"), "parameters.fisher: found beside task, expected files of Fisher information or a task"),
+    "questions without a task": (REGMEAN.replace("regmean", "fisher").replace("task: t", "questions: 3"), "parameters.task: missing for a, fisher needs it"),
+    "the length of answers that are not drawn": (REGMEAN.replace("regmean", "fisher").replace("task: t", "task: t, max_new_tokens: 3"), "parameters.max_new_tokens: of the answers that labels: samples draws"),
+    "slices that are asked": ("merge_method: regmean\nparameters: {task: t}\nslices:\n" + PAIR, "slices: regmean merges whole models, expected models"),
+    "a tokenizer of those asked": (SOUP + "tokenizer_source: union", "tokenizer: greedy_soup merges whole models that have one vocabulary"),
     "unknown key": (TIES + "dtpye: float32", "unknown key dtpye (did you mean 'dtype'?)"),
     "unknown key of a model": (TIES.replace("parameters", "paramters"), "models[0]: unknown key paramters (did you mean 'parameters'?)"),
     "unknown key of a slice": (SLERP + PAIR + "    parameter: {}", "slices[0]: unknown key parameter (did you mean 'parameters'?)"),

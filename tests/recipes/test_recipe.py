@@ -10,8 +10,8 @@ import pytest
 
 from imm_jax.merging import METHODS
 from imm_jax.recipes import load_recipe, notes, resolve
+from imm_jax.recipes.asking import ASKING, asks
 from imm_jax.recipes.parameters import REQUIRED, parameters_of
-from imm_jax.recipes.recipe import IN_PYTHON
 from imm_jax.recipes.resolve import depth
 from imm_jax.recipes.types import Model, TokenizerSettings, TokenRule
 from tests.recipes.mergekit_recipes import GOLDEN, LAYERS, RECIPES, generate
@@ -108,7 +108,7 @@ def test_the_table_of_methods_counts_models_as_mergekit_does(method):
     assert row.models == (least, most)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in IN_PYTHON])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_a_recipe(method, load):
     """With the fewest models and what is required, everything else has a value."""
     needed = {n: p for n, p in parameters_of(method).items() if p.default is REQUIRED}
@@ -126,6 +126,27 @@ def test_every_method_can_be_a_recipe(method, load):
         assert all(own[name] == value for own in each) if needed[name].each else (
             shared[name] == value
         )  # fmt: skip
+    assert not asks(recipe)
+
+
+@pytest.mark.parametrize("method", ASKING)
+def test_every_method_that_asks_can_be_a_recipe(method, load):
+    row = ASKING[method]
+    needed = {n: p for n, p in row.parameters.items() if p.default is REQUIRED}
+    given = {n: "a.jsonl" if p.kind is str else 7 for n, p in needed.items()}
+    data = {"merge_method": method, "parameters": given | {"seed": 3}}
+    own = {"parameters": {"task": "b.jsonl"}} if row.parameters["task"].each else {}
+    data["models"] = [{"model": "m0", **own}, {"model": "m1"}]
+    if row.base == "required":
+        data["base_model"] = "base"
+    recipe = load(json.dumps(data))
+    (part,) = recipe.slices
+    shared, each = resolve(recipe, part, "x", ["x"] * len(part.sources), 0)
+    assert asks(recipe) and len(each) == 2
+    tasks = [values.get("task", shared.get("task")) for values in each]
+    assert tasks == (["b.jsonl", "a.jsonl"] if own else ["a.jsonl"] * 2)
+    expected = {n: p.default for n, p in row.parameters.items()} | given | {"seed": 3}
+    assert shared == {n: v for n, v in expected.items() if not (own and n == "task")}
 
 
 @pytest.mark.parity

@@ -23,6 +23,13 @@ models:
   - {model: base, parameters: {fisher: f.safetensors}}
   - {model: two, parameters: {fisher: f.safetensors}}
 """
+SOUP = """
+merge_method: greedy_soup
+models: [{model: base}, {model: two}]
+parameters: {task: "builtin:one_step", questions: 2, style: plain, max_new_tokens: 8}
+"""
+REGMEAN = SOUP.replace("greedy_soup", "regmean").replace(", max_new_tokens: 8", "")
+FISHER_OF_TASK = REGMEAN.replace("regmean", "fisher")
 SLICES = """
 merge_method: linear
 slices:
@@ -104,6 +111,11 @@ def longer(folder: Path) -> None:
         folder
     )
     config("two", vocab_size=330)(folder)
+
+
+def asked_two(change):
+    """Changes the model that lies in one file, and merges it after questions."""
+    return recipe(SOUP, tensors_of("two/model.safetensors", change))
 
 
 def only_bin(folder: Path) -> None:
@@ -221,6 +233,38 @@ FISHERS = {
     "NaN": case(MERGE, f"f.safetensors: tensor {PLACE} has NaN or infinite values", spoil=fisher(number(np.nan)), reads_weights=True),
 }  # fmt: skip
 
+ASKING = {
+    "no task": case(MERGE, "recipe.yaml: parameters.task: missing, greedy_soup needs it", spoil=recipe(SOUP.replace('task: "builtin:one_step", ', ""))),
+    "unknown key": case(MERGE, "parameters.splt: greedy_soup has no such parameter (did you mean 'split'?)", spoil=recipe(SOUP.replace("style: plain", "splt: test"))),
+    "unknown task": case(MERGE, "recipe.yaml: parameters.task: ", "one_stp", "did you mean 'one_step'?", spoil=recipe(SOUP.replace("one_step", "one_stp"))),
+    "a suite": case(MERGE, "recipe.yaml: parameters.task: suite:arithmetic: a suite is several tasks", spoil=recipe(SOUP.replace("builtin:one_step", "suite:arithmetic"))),
+    "no such file": case(MERGE, "recipe.yaml: parameters.task: ", "none.jsonl", spoil=recipe(SOUP.replace("builtin:one_step", "none.jsonl"))),
+    "no training questions": case(MERGE, "recipe.yaml: parameters.task: q.jsonl has no train questions", spoil=recipe(SOUP.replace("builtin:one_step", "q.jsonl").replace("style", "split: train, style"), write("q.jsonl", '{"question": "1 + 1?", "answer": 2}\n'))),
+    "unknown style": case(MERGE, "recipe.yaml: parameters.style: unknown prompt style 'plan' (did you mean 'plain'?)", spoil=recipe(SOUP.replace("plain", "plan"))),
+    "no worked examples": case(MERGE, "recipe.yaml: parameters.style: prompt style 'few_shot' needs worked examples", spoil=recipe(SOUP.replace("plain", "few_shot, shots: 0"))),
+    "no chat template": case(MERGE, "recipe.yaml: parameters.style: prompt style 'chat' needs a tokenizer with a chat template", spoil=recipe(SOUP.replace("plain", "chat"))),
+    "no room for the answer": case(MERGE, "recipe.yaml: parameters.task: prompt 0: ", "max_new_tokens=250 exceed the model's context of 256", spoil=recipe(SOUP.replace("8", "250"))),
+    "no room for the prompt": case(MERGE, "recipe.yaml: parameters.task: prompt 0: ", "context of 256", spoil=recipe(REGMEAN.replace("builtin:one_step", "q.jsonl"), write("q.jsonl", '{"question": "' + 300 * "1 + " + '1?", "answer": 301}\n'))),
+    "no room for the solution": case(MERGE, "recipe.yaml: parameters.task: prompt 0: ", "context of 256", spoil=recipe(FISHER_OF_TASK.replace("builtin:one_step", "q.jsonl"), write("q.jsonl", '{"question": "1 + 1?", "answer": "' + 300 * "10 " + '"}\n'))),
+    "no tokenizer": case(MERGE, "base: has no tokenizer files", spoil=recipe(SOUP, no_tokenizer("base"))),
+    "more tokens than rows": case(MERGE, "base: its token '<|more|>' has id 320", spoil=recipe(SOUP, one_more_token)),
+    "architecture": case(MERGE, "two/config.json: hidden_act is 'gelu', but 'silu'", spoil=recipe(SOUP, config("two", hidden_act="gelu"))),
+    "a difference that counts": case(MERGE, "different architectures, in rms_norm_eps (1e-06 and 0.1)", spoil=recipe(SOUP, config("two", rms_norm_eps=0.1))),
+    "one is tied": case(MERGE, "tied ties its head to the embedding", spoil=recipe(SOUP.replace("two", "tied"))),
+    "vocabularies": case(MERGE, "vocabularies of different sizes", spoil=recipe(SOUP, longer)),
+    "shape": case(MERGE, f"tensor {PLACE} has shape [32, 31]", spoil=asked_two(lambda t: t.update({PLACE: t[PLACE][:, 1:].copy()}))),
+    "missing tensor": case(MERGE, f"two: tensors are missing: {PLACE}", spoil=asked_two(lambda t: t.pop(PLACE))),
+    "extra tensor": case(MERGE, "does not have: model.extra", spoil=asked_two(lambda t: t.update({"model.extra": np.ones(3, np.float32)}))),
+    "a family that cannot be run": case(MERGE, "model_type", "'mamba'", spoil=recipe(SOUP, config("base", model_type="mamba"), config("two", model_type="mamba"))),
+    "GGUF": case(MERGE, "model.gguf: a GGUF file, expected a model folder", spoil=recipe(SOUP.replace("two", "model.gguf"), write("model.gguf", b"GGUF"))),
+    "NaN": case(MERGE, f"tensor {PLACE} has NaN or infinite values", spoil=asked_two(number(np.nan)), reads_weights=True),
+    "seed": case((*MERGE, "--seed", "3"), "--seed: 3, expected it as parameters.seed of recipe.yaml", spoil=recipe(SOUP)),
+    "untie": case((*MERGE, "--untie"), "--untie, --truncate-vocabulary: not for greedy_soup, which runs the models", spoil=recipe(SOUP)),
+    "truncate": case((*MERGE, "--truncate-vocabulary"), "not for regmean", spoil=recipe(REGMEAN)),
+    "files there": case(MERGE, "out: exists, expected a new folder", spoil=lambda f: (recipe(SOUP)(f), foreign_files(f))),
+    "no Fisher files, no task": case(MERGE, "parameters.fisher: missing for base, fisher needs it", spoil=recipe("merge_method: fisher\nmodels: [{model: base}, {model: two}]\n")),
+}  # fmt: skip
+
 CHECKPOINTS = {
     "none": case((*FROM[:-1], "nowhere"), "nowhere: no such checkpoint folder"),
     "a file": case((*FROM[:-1], "recipe.yaml"), "recipe.yaml: no such checkpoint folder"),
@@ -242,6 +286,7 @@ GROUPS = {
     "model": MODELS,
     "tokenizer": TOKENIZERS,
     "fisher": FISHERS,
+    "asking": ASKING,
     "checkpoint": CHECKPOINTS,
     "output": OUTPUTS,
 }
