@@ -49,12 +49,18 @@ def differences(runs: Sequence[Run], t: int) -> dict[str, Any]:
     """Each arm's accuracies after round ``t`` and their differences.
 
     Raises:
-      InputError: the runs have other tasks, or no arm has finished the round.
+      InputError: the runs have other tasks or questions, or arms of one name; or no arm has
+        finished the round.
     """
     tasks = list(runs[0].rows[0]["tasks"])
-    for run in runs:
+    for number, run in enumerate(runs):
         if list(run.rows[0]["tasks"]) != tasks:
             raise InputError(f"{run.name}: its tasks are not those of {runs[0].name}: {tasks}")
+        if run.record.get("tasks") != runs[0].record.get("tasks"):
+            raise InputError(f"{run.name}: its questions are not those of {runs[0].name}")
+        for arm in run.arms:
+            if any(arm in other.arms for other in runs[:number]):
+                raise InputError(f"{run.name}: another run has an arm {arm} too")
     arms = {arm: (run, verdicts_of(run, arm, t)) for run in runs for arm in run.arms}
     arms = {arm: pair for arm, pair in arms.items() if pair[1]}
     if not arms:

@@ -1,5 +1,7 @@
 """Arms beside the original and vanilla, on answers written by hand."""
 
+import dataclasses
+
 import pytest
 
 from experiments.differences import differences, main
@@ -59,6 +61,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     run = make_run("main", PRACTISED)
     with pytest.raises(InputError, match="its tasks are not those of main"):
         differences([run, make_run("more", PRACTISED, tasks=("practised", "else", "third"))], 2)
+    with pytest.raises(InputError, match="more: another run has an arm vanilla too"):
+        differences([run, make_run("more", PRACTISED)], 2)
+    other = dataclasses.replace(run, name="more", record={"tasks": {"practised": "seed 2"}})
+    with pytest.raises(InputError, match="more: its questions are not those of main"):
+        differences([run, other], 2)
     with pytest.raises(InputError, match="main: no arm has finished round 3"):
         differences([run], 3)
     assert main([str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
