@@ -61,7 +61,7 @@ class Workload:
 
     @property
     def computed(self) -> int:
-        """Bytes c of a number computed in training."""
+        """Bytes c of a number computed in training, but in products."""
         return FLOAT32 if self.on_cpu else jnp.dtype(self.training.compute_dtype).itemsize
 
     @property
@@ -142,8 +142,9 @@ def activation_bytes(work: Workload) -> int:
 def loss_bytes(work: Workload) -> int:
     """Logits of a chunk of response tokens and their gradient, and copies of the head::
 
-        (4 + c) chunk V / t + 4 m V D / t
+        (4 + c) chunk V / t + (4 m + c) V D / t
 
+    c is the size of a number in products, and its copy of the head exists where it is less than 4.
     m counts float32 arrays of the head's size beside the gradients: 1 where the head is tied to the
     embedding (each has a gradient), 1 where the batch is split (a gradient before the sum over
     parts), 4 more where fsdp gathers embedding and head and sums up their gradients.
@@ -152,10 +153,9 @@ def loss_bytes(work: Workload) -> int:
     tokens = config.micro_batch_size * _up(max(1, config.max_length - 1), config.bucket)
     chunk = min(config.loss_chunk or (128 if work.on_cpu else 2048), tokens)
     copies = c.tie_word_embeddings + (batch_shards(work.sizes) > 1) + 4 * (work.sizes["fsdp"] > 1)
-    head = c.vocab_size * c.hidden_size
-    return (
-        (FLOAT32 + work.computed) * chunk * c.vocab_size + FLOAT32 * copies * head
-    ) // work.tensor
+    size = jnp.dtype(config.compute_dtype).itemsize
+    head = (FLOAT32 * copies + (size if size < FLOAT32 else 0)) * c.vocab_size * c.hidden_size
+    return ((FLOAT32 + size) * chunk * c.vocab_size + head) // work.tensor
 
 
 def gathered_bytes(work: Workload) -> int:

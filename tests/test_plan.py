@@ -34,6 +34,7 @@ STEPS = {
     "tied, large vocabulary": (
         "data=1", {"vocab_size": 32768, "tie_word_embeddings": True}, SHORT,
     ),
+    "bfloat16": ("data=1", {"vocab_size": 32768}, SHORT | {"compute_dtype": "bfloat16"}),
     "fsdp": ("fsdp=8", {"vocab_size": 32768}, SHORT),
     "data": ("data=8", {"vocab_size": 32768}, SHORT | {"loss_chunk": 512}),
     "fsdp and tensor": ("fsdp=2,tensor=4", {}, LONG),
@@ -62,7 +63,7 @@ def part_bytes(tree):
 
 for name, (text, changes, training) in steps.items():
     config, training = ModelConfig(**small | changes), TrainingConfig(**training)
-    model, optimizer = Decoder(config, remat=training.remat), make_optimizer(training)
+    model, optimizer = Decoder(config), make_optimizer(training)
     mesh = sharding.make_mesh(text) if text != "data=1" else None
     state = jax.eval_shape(lambda p: init_state(p, optimizer, 10), shapes(config))
     parts = sharding.batch_shards(mesh.shape) if mesh else 1

@@ -1,6 +1,6 @@
 """The forward pass with a key-value cache, over an unstacked list of layers."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from imm_jax.models.decoder import (
     softcap_logits,
     unembedding,
 )
+from imm_jax.models.products import narrow_products
 from imm_jax.sharding import ROWS, constrain
 
 
@@ -93,27 +94,12 @@ def extend(
     block, layers = Block(c, model.dtype), []
     for i, kind in enumerate(layer_kinds(c)[1]):
         layer = Cache(*cache.layers[i], start_B, prefix.layers[i] if prefix else None)
-        with nn.intercept_methods(narrow_products):
+        with nn.intercept_methods(narrow_products()):
             x, kv = block.apply({"params": weights["layers"][i]}, x, tables, int(kind), layer)
         layers.append(constrain(kv, ROWS, "tensor"))
     norm = RMSNorm(c.rms_norm_eps, c.rms_norm_unit_offset)
     x = norm.apply({"params": weights["final_norm"]}, x)
     return x, KVCache(layers, prefix)
-
-
-def narrow_products(call, args, kwargs, context: nn.module.InterceptorContext) -> Any:
-    """For ``nn.intercept_methods``: an ``nn.Dense`` with a kernel narrower than its own type takes
-    products in the kernel's type and sums in float32.
-    """
-    dense = context.module
-    if not isinstance(dense, nn.Dense) or context.method_name != "__call__":
-        return call(*args, **kwargs)
-    kernel = dense.get_variable("params", "kernel")
-    if kernel.dtype.itemsize >= jnp.dtype(dense.dtype).itemsize:
-        return call(*args, **kwargs)
-    y = jnp.matmul(args[0].astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-    y = y.astype(dense.dtype)
-    return y + dense.get_variable("params", "bias") if dense.use_bias else y
 
 
 def _positions(batch: int, slots: int) -> Int[Array, "B S"]:

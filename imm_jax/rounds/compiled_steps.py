@@ -171,7 +171,6 @@ def fit(
         which only the first so many entries are read.
     """
     optimizer = make_optimizer(config)
-    model = model.clone(remat=config.remat, dtype=np.dtype(config.compute_dtype))
     train_step = make_train_step(model, optimizer, config)
     asked = jnp.repeat(jnp.arange(len(questions.length)), len(kept) // len(questions.length))
     count = kept.sum()

@@ -94,7 +94,8 @@ class TrainingConfig:
         right-padded sequence a row, for which a GPU in half precision uses cuDNN's attention.
       bucket: row lengths are multiples of this many tokens, which bounds the compilations.
       remat: recompute each block in the backward pass.
-      compute_dtype: of matrix products; weights, optimizer state, softmax and loss are float32.
+      compute_dtype: of matrix products and, but on CPU, of activations; weights, optimizer state,
+        norms, softmax and loss are float32.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
       save_every_steps: how often the state is saved, where a checkpoint folder is given.
       lora: train adapters of this kind and leave the parameters as they are; None: train them all.

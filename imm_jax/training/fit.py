@@ -112,7 +112,6 @@ def fit(
 
 def _train_step(model: nn.Module, config: TrainingConfig) -> Callable:
     """One jitted step for all fine-tunes of a run, so that later rounds compile nothing."""
-    model = model.clone(remat=config.remat, dtype=np.dtype(config.compute_dtype))
     # What the compiled step does not depend on must not make a second one.
     same = dataclasses.replace(config, epochs=1, save_every_steps=1, max_skipped=1)
     return _jitted_step(model, same)

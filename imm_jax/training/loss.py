@@ -12,12 +12,13 @@ parts once, at the end.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from imm_jax.models.products import sum_of_outer
 from imm_jax.sharding import ROWS, batch_shards, constrain, current_sizes
 
 
@@ -47,11 +48,12 @@ def response_loss(
     *,
     chunk: int | None = None,
     softcap: float | None = None,
+    dtype: Any = None,
 ) -> LossSums:
     """Sum of the cross entropies, in nats, of the tokens where ``mask_BT`` is 1.
 
-    Differentiable (once) in ``hidden_BTD`` and ``unembedding_VD``. Products run in the dtype of
-    ``hidden_BTD``; logits, softmax and sums are float32.
+    Differentiable (once) in ``hidden_BTD`` and ``unembedding_VD``. Logits, softmax and sums are
+    float32.
 
     Args:
       hidden_BTD: hidden state after the final norm.
@@ -61,10 +63,12 @@ def response_loss(
       chunk: tokens whose logits ``[chunk, V]`` exist at one time on a device; None: 128 on CPU,
         else 2048.
       softcap: logits become ``softcap * tanh(logits / softcap)``.
+      dtype: what the factors of matrix products are rounded to; None: that of ``hidden_BTD``.
     """
     mask_BT = mask_BT.astype(jnp.float32)
+    chunk = chunk_size(chunk, targets_BT.size // _parts(targets_BT))
     loss, correct = _loss(
-        (chunk_size(chunk, targets_BT.size // _parts(targets_BT)), softcap),
+        (chunk, softcap, jnp.dtype(dtype or hidden_BTD.dtype)),
         hidden_BTD,
         unembedding_VD,
         targets_BT,
@@ -128,9 +132,9 @@ def chunk_size(chunk: int | None, tokens: int) -> int:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
-    chunk, softcap = static
-    tokens = _response_first(hidden_BTD, targets_BT, mask_BT, chunk)
-    head_VD = _head(unembedding_VD, hidden_BTD.dtype)
+    chunk, softcap, dtype = static
+    tokens = _response_first(hidden_BTD.astype(dtype), targets_BT, mask_BT, chunk)
+    head_VD = _head(unembedding_VD, dtype)
 
     def add(i, sums):
         hidden, targets, mask = _take(tokens, i, chunk)
@@ -141,9 +145,9 @@ def _loss(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
 
 
 def _loss_forward(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
-    chunk, softcap = static
-    tokens = _response_first(hidden_BTD, targets_BT, mask_BT, chunk)
-    head_VD = _head(unembedding_VD, hidden_BTD.dtype)
+    chunk, softcap, dtype = static
+    tokens = _response_first(hidden_BTD.astype(dtype), targets_BT, mask_BT, chunk)
+    head_VD = _head(unembedding_VD, dtype)
     vocabulary = jnp.arange(head_VD.shape[0])
 
     def add(i, carry):
@@ -154,18 +158,17 @@ def _loss_forward(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
         d_logits *= mask[..., None]
         if softcap is not None:
             d_logits *= 1 - jnp.square(logits / softcap)
-        d_logits = d_logits.astype(hidden.dtype)
-        d_hidden = d_logits @ head_VD
+        d_logits = d_logits.astype(dtype)
+        d_hidden = jnp.matmul(d_logits, head_VD, preferred_element_type=hidden_BTD.dtype)
         d_hidden_PND = jax.lax.dynamic_update_slice(d_hidden_PND, d_hidden, (0, i * chunk, 0))
-        d_head_PVD += jnp.einsum(
-            "PNV,PND->PVD", d_logits, hidden, preferred_element_type=jnp.float32
-        )
+        d_head_PVD += sum_of_outer(d_logits, hidden, dtype)
         loss += jnp.sum(mask * (lse - picked))
         return loss, correct + jnp.sum(mask * (picked >= best)), d_hidden_PND, d_head_PVD
 
     parts = tokens.hidden_PND.shape[0]
     head_zeros = constrain(jnp.zeros((parts, *head_VD.shape), jnp.float32), ROWS, "tensor")
-    start = jnp.zeros(()), jnp.zeros(()), jnp.zeros_like(tokens.hidden_PND), head_zeros
+    hidden_zeros = jnp.zeros_like(tokens.hidden_PND, hidden_BTD.dtype)
+    start = jnp.zeros(()), jnp.zeros(()), hidden_zeros, head_zeros
     loss, correct, d_hidden_PND, d_head_PVD = jax.lax.fori_loop(0, tokens.chunks, add, start)
     d_hidden_BTD = _put_back(d_hidden_PND, tokens.order_PN).reshape(hidden_BTD.shape)
     d_head_VD = d_head_PVD.sum(axis=0)

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Int
 
 from imm_jax.models.decoder import unembedding
+from imm_jax.models.products import narrow_products
 from imm_jax.sharding import constrain_params
 from imm_jax.training.batching import Batch
 from imm_jax.training.config import TrainingConfig
@@ -51,6 +53,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted ``train_step(state, batch) -> (state, metrics)``; the state is donated.
 
+    ``config`` sets the model's compute dtype and remat. On CPU only matrix products, their factors
+    and gradients, are taken in a narrow compute dtype; all else is float32.
+
     With ``config.lora`` it is ``train_step(state, batch, frozen)``, the model's parameters being a
     third argument that stays as it is, in its own dtype.
 
@@ -61,6 +66,10 @@ def make_train_step(
     token), accuracy (share of them ranked first), tokens (how many), grad_norm (before clipping),
     learning_rate, skipped (1 where the step changed nothing, else 0).
     """
+    products = np.dtype(config.compute_dtype)
+    # Without a device that computes in a narrow type throughout, only products gain from one.
+    dtype = np.dtype("float32") if jax.default_backend() == "cpu" else products
+    model = model.clone(remat=config.remat, dtype=dtype)
     optimizer = optax.with_extra_args_support(optimizer)
     adapt = low_rank(config.lora.alpha if config.lora else 0.0)  # changes what has an adapter
 
@@ -68,14 +77,15 @@ def make_train_step(
         tokens, targets, mask, positions, segment_ids = jax.tree.map(lambda x: x[index], batch[:5])
         if config.lora is not None:
             params = attach(frozen, params)
-        with nn.intercept_methods(adapt):
+        with nn.intercept_methods(adapt), nn.intercept_methods(narrow_products(products)):
             hidden_BTD = model.apply(
                 {"params": params}, tokens, positions, segment_ids, method="hidden"
             )
         softcap = model.config.final_logit_softcapping
         sums = response_loss(
-            hidden_BTD, unembedding(params), targets, mask, chunk=config.loss_chunk, softcap=softcap
-        )
+            hidden_BTD, unembedding(params), targets, mask,
+            chunk=config.loss_chunk, softcap=softcap, dtype=products,
+        )  # fmt: skip
         return sums.loss, sums
 
     @partial(jax.jit, donate_argnums=0)

@@ -158,7 +158,7 @@ def test_memory_is_no_more_than_in_training(llama, solutions):
     optimizer = make_optimizer(config)
     batch = batches_of(params, solutions)[0]
     state = jax.eval_shape(lambda p: init_state(p, optimizer, 1), params)
-    step = make_train_step(model.clone(remat=True), optimizer, config)
+    step = make_train_step(model, optimizer, config)
     training = step.lower(state, batch).compile().memory_analysis()
     total = jax.eval_shape(lambda p: (p, LossSums(*jnp.zeros(3))), params)
     ours = _add_gradients.lower(model.clone(remat=True), params, batch, total).compile()

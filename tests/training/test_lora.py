@@ -212,6 +212,16 @@ def test_gradients_are_those_of_the_full_model_through_the_product(
         )
 
 
+def test_narrow_products_are_taken_beside_adapters(tiny, config, sequences, adapters):
+    """The frozen kernel's product is in bfloat16, the adapter's in float32."""
+    narrow = dataclasses.replace(config, compute_dtype="bfloat16")
+    exact, theirs = descend(tiny, config, adapters, tiny[1], sequences)
+    ours, metrics = descend(tiny, narrow, adapters, tiny[1], sequences)
+    assert 0 < abs(float(metrics["loss"] / theirs["loss"]) - 1) < 1e-3
+    norm = lambda one, two: optax.global_norm(jax.tree.map(jnp.subtract, one, two))
+    assert 1e-4 < norm(ours, exact) / norm(adapters, exact) < 0.02
+
+
 def test_with_a_fixed_it_is_full_fine_tuning_within_the_span_of_a(tiny, config, sequences):
     """With orthonormal columns and alpha = rank, ``W -= rate a a^T G``: gradients projected."""
     _, params = tiny

@@ -92,6 +92,21 @@ def test_bfloat16_hidden_states_keep_a_float32_loss_and_head_gradient():
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
+def test_products_in_bfloat16_round_their_factors_alone(softcap):
+    hidden, head, targets, mask = inputs()
+    f = lambda h, w: response_loss(
+        h, w, targets, mask, chunk=4, softcap=softcap, dtype=jnp.bfloat16
+    ).loss
+    value, grads = jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head)
+    assert {x.dtype.name for x in (value, *grads)} == {"float32"}
+    narrow = (x.astype(jnp.bfloat16) for x in (hidden, head))
+    want, want_grads, _, _ = oracle(*narrow, targets, mask, softcap)
+    np.testing.assert_allclose(value, want, rtol=1e-6)  # logits are exact sums
+    for ours, exact in zip(grads, want_grads):  # the gradient by the logits is rounded
+        assert 1e-5 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 3e-3
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("chunk", [4, None])
 def test_token_logprobs_match_float64(chunk, softcap):
     hidden, head, targets, mask = inputs()

@@ -44,7 +44,6 @@ for text, changes, fitting in (
         "originals": furthest(params, begun),
     }
     # One program for every step of both fine-tunes on this mesh.
-    trained = model.clone(remat=fitting.remat, dtype=np.dtype("float32"))
     before = fits._train_step(model, fitting)._cache_size()
     fits.fit(model, many, sequences, fitting, seed=0)
     found["new programs"] = fits._train_step(model, fitting)._cache_size() - before
@@ -57,7 +56,7 @@ for text, changes, fitting in (
     batch = sharding.place_batch(mesh, batches[0], axis=1)
     jax.config.update("jax_disable_most_optimizations", False)  # the program that is looked at
     with sharding.on(mesh):
-        compiled = make_train_step(trained, optimizer, fitting).lower(state, batch).compile()
+        compiled = make_train_step(model, optimizer, fitting).lower(state, batch).compile()
         state, _ = compiled(state, batch)
     jax.config.update("jax_disable_most_optimizations", True)
     bytes_of = lambda tree: [sum(x.addressable_shards[i].data.nbytes for x in jax.tree.leaves(tree))
@@ -77,6 +76,7 @@ for text, changes, fitting in (
 model, others = Decoder(LLAMA), {
     "lora": {"lora": LoraConfig(rank=4), "packing": False, "bucket": 32},
     "adafactor": {"optimizer": "adafactor"},
+    "bfloat16": {"compute_dtype": "bfloat16"},
 }
 for name, changes in others.items():
     fitting = dataclasses.replace(config, weight_decay=0.0, epochs=1, **changes)
@@ -145,3 +145,9 @@ def test_rows_of_a_micro_batch_are_split_over_the_batch_axes(found, mesh):
 def test_other_fine_tunes_give_what_one_device_gives(found, name):
     furthest, moved, kept = found[name]
     assert furthest < 1e-5 < 1e-3 < moved and kept
+
+
+def test_narrow_products_give_nearly_what_one_device_gives(found):
+    """Sums that differ in their last bit may be rounded to either neighbour in bfloat16."""
+    furthest, moved, kept = found["bfloat16"]
+    assert furthest < 2e-3 < 1e-2 < moved and kept
