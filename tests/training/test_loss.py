@@ -94,9 +94,9 @@ def test_bfloat16_hidden_states_keep_a_float32_loss_and_head_gradient():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_products_in_bfloat16_round_their_factors_alone(softcap):
     hidden, head, targets, mask = inputs()
-    f = lambda h, w: response_loss(
-        h, w, targets, mask, chunk=4, softcap=softcap, dtype=jnp.bfloat16
-    ).loss
+    f = lambda h, w: (
+        response_loss(h, w, targets, mask, chunk=4, softcap=softcap, dtype=jnp.bfloat16).loss
+    )
     value, grads = jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head)
     assert {x.dtype.name for x in (value, *grads)} == {"float32"}
     narrow = (x.astype(jnp.bfloat16) for x in (hidden, head))
