@@ -40,19 +40,19 @@ def attend(
 
     Args:
       q_BTHE: rotated queries.
-      segments: ``(k, v, mask_BTS)`` each. ``k`` and ``v`` are ``[B, K, S, E]``, or ``[K, S, E]``
-        for a segment that all rows share, which is then read once instead of once a row.
+      segments: ``(k, v, mask_BTS)`` each: keys ``[B, K, E, S]`` and values ``[B, K, S, E]``, or
+        both without B for a segment that all rows share, which is then read once instead of once a
+        row. In this order both products run along what lies side by side.
       scale: factor on the scores.
       softcap: scores become ``softcap * tanh(scores / softcap)`` where set.
     """
     B, T, H, E = q_BTHE.shape
     K = segments[0][0].shape[-3]
-    q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
+    q_BKNE = q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, E)
     scores = []
     for k, _, mask in segments:
-        keys = "BKSE" if k.ndim == 4 else "KSE"
-        score = jnp.einsum(f"BTKGE,{keys}->BKGTS", q_BTKGE, k, preferred_element_type=jnp.float32)
-        score = score * scale
+        score = jnp.matmul(q_BKNE, k, preferred_element_type=jnp.float32) * scale
+        score = score.reshape(B, K, H // K, T, -1)
         if softcap is not None:
             score = softcap * jnp.tanh(score / softcap)
         scores.append(jnp.where(mask[:, None, None], score, MASKED))

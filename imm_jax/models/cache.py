@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -24,11 +25,11 @@ class Prefix(NamedTuple):
     """Tokens that all rows share, kept and read once.
 
     Attributes:
-      layers: ``(k, v)`` a layer, each ``[K, P, E]``.
+      layers: ``(k, v)`` a layer, ``[K, E, P]`` and ``[K, P, E]``.
       length: how many of the P slots are in use, int32.
     """
 
-    layers: list[tuple[Float[Array, "K P E"], Float[Array, "K P E"]]]
+    layers: list[tuple[Float[Array, "K E P"], Float[Array, "K P E"]]]
     length: Int[Array, ""]
 
 
@@ -39,20 +40,25 @@ class KVCache(NamedTuple):
     token hold anything: causality hides them until they are overwritten.
 
     Attributes:
-      layers: ``(k, v)`` a layer, each ``[B, K, S, E]``.
+      layers: ``(k, v)`` a layer, ``[B, K, E, S]`` and ``[B, K, S, E]``.
       prefix: what comes before slot 0 in every row; None for nothing.
     """
 
-    layers: list[tuple[Float[Array, "B K S E"], Float[Array, "B K S E"]]]
+    layers: list[tuple[Float[Array, "B K E S"], Float[Array, "B K S E"]]]
     prefix: Prefix | None = None
+
+    @property
+    def slots(self) -> int:
+        """Slots of a row."""
+        return self.layers[0][1].shape[2]
 
 
 def init_cache(model: Decoder, batch: int, slots: int, prefix: Prefix | None = None) -> KVCache:
     """An empty cache for ``batch`` rows of ``slots`` tokens after ``prefix``."""
     c = model.config
-    shape = (batch, c.num_key_value_heads, slots, c.head_dim)
+    shape, sizes = (batch, c.num_key_value_heads), (c.head_dim, slots)
     layers = [
-        (jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+        (jnp.zeros((*shape, *sizes), model.dtype), jnp.zeros((*shape, *sizes[::-1]), model.dtype))
         for _ in range(c.num_hidden_layers)
     ]
     return KVCache(constrain(layers, ROWS, "tensor"), prefix)
@@ -84,12 +90,12 @@ def extend(
     B, T = tokens_BT.shape
     before = 0 if prefix is None else prefix.length
     positions_BT = before + start_B[:, None] + jnp.arange(T, dtype=jnp.int32)
-    segments = [(_positions(B, cache.layers[0][0].shape[2]) + before, True)]
+    segments = [(_positions(B, cache.slots) + before, True)]
     if prefix is not None:
-        slots_BP = _positions(B, prefix.layers[0][0].shape[1])
+        slots_BP = _positions(B, prefix.layers[0][1].shape[1])
         segments.append((jnp.where(slots_BP < before, slots_BP, -1), True))
     tables = make_tables(c, positions_BT, segments)
-    x = weights["embed"]["embedding"][tokens_BT].astype(model.dtype)
+    x = _embed(weights["embed"]["embedding"], tokens_BT).astype(model.dtype)
     x = constrain(x * jnp.asarray(c.embed_scale, model.dtype), ROWS)
     block, layers = Block(c, model.dtype), []
     for i, kind in enumerate(layer_kinds(c)[1]):
@@ -100,6 +106,14 @@ def extend(
     norm = RMSNorm(c.rms_norm_eps, c.rms_norm_unit_offset)
     x = norm.apply({"params": weights["final_norm"]}, x)
     return x, KVCache(layers, prefix)
+
+
+def _embed(table: Float[Array, "V D"], tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Rows of a table, taken as bits: XLA:CPU would widen all of a bfloat16 one first."""
+    if table.dtype.itemsize != 2:
+        return table[tokens_BT]
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[tokens_BT]
+    return jax.lax.bitcast_convert_type(bits, table.dtype)
 
 
 def _positions(batch: int, slots: int) -> Int[Array, "B S"]:

@@ -40,10 +40,10 @@ class Tables(NamedTuple):
 class Cache(NamedTuple):
     """One layer's keys and values, the slot where each row's next ones go, and a shared prefix."""
 
-    k: Float[Array, "B K S E"]
+    k: Float[Array, "B K E S"]
     v: Float[Array, "B K S E"]
     start: Int[Array, "B"]
-    prefix: tuple[Float[Array, "K P E"], Float[Array, "K P E"]] | None
+    prefix: tuple[Float[Array, "K E P"], Float[Array, "K P E"]] | None
 
 
 def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:
@@ -99,12 +99,12 @@ def _dense(config: ModelConfig, features: int, bias: bool, dtype: Any, name: str
 
 
 def write_rows(
-    cache: Float[Array, "B K S E"], new: Float[Array, "B K T E"], start: Int[Array, "B"]
-) -> Float[Array, "B K S E"]:
-    """Writes ``new[b]`` at slots ``start[b] .. start[b] + T - 1`` of row ``b``."""
+    cache: Float[Array, "B ..."], new: Float[Array, "B ..."], start: Int[Array, "B"], axis: int
+) -> Float[Array, "B ..."]:
+    """Writes ``new[b]`` into row ``b`` from slot ``start[b]`` on; slots are numbered by ``axis``."""
 
     def write(row, new, at):
-        return jax.lax.dynamic_update_slice(row, new.astype(row.dtype), (0, at, 0))
+        return jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), at, axis - 1)
 
     return jax.vmap(write)(cache, new, start)
 
@@ -132,12 +132,13 @@ class Attention(nn.Module):
         if self.fused:
             out = attend_causal(q, k, v, scale=scale, window=c.windows[0])
             return output()(out.reshape(B, T, H * E)), None
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         segments = []
         if cache is not None:
             if cache.prefix is not None:
                 segments.append((*cache.prefix, tables.masks[1]))
-            k, v = write_rows(cache.k, k, cache.start), write_rows(cache.v, v, cache.start)
+            k = write_rows(cache.k, k, cache.start, axis=3)
+            v = write_rows(cache.v, v, cache.start, axis=2)
         segments.append((k, v, tables.masks[0]))
         out = attend(q, segments, scale=scale, softcap=c.attn_logit_softcapping)
         return output()(out.reshape(B, T, H * E)), (None if cache is None else (k, v))

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from imm_jax import sharding
+from imm_jax.models.cache import KVCache
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import (
     Rows,
@@ -124,7 +125,7 @@ class Batch:
     def _need(self, slots: int) -> None:
         """Grows the cache to at least ``slots`` slots."""
         slots = cache_slots(slots)
-        if slots > self.layers[0][0].shape[2]:
+        if slots > KVCache(self.layers).slots:
             self.layers = grow(self.layers, slots)
 
     def _prefill(self, prompts: list[int], new: list[Row], numbers: dict[int, int]) -> None:

@@ -81,11 +81,11 @@ def admit(layers: list, prompts: list, source: Int[Array, "B"]) -> list:
     source = constrain(source, ROWS)
 
     def copy(batch, prompt):
-        slots = prompt.shape[2]
         # On a mesh the prompts go to all parts, not the batch, which is many times as large.
         new = constrain(prompt, None, "tensor")[jnp.maximum(source, 0)]
-        new = jnp.where(source[:, None, None, None] >= 0, new, batch[:, :, :slots])
-        return constrain(batch.at[:, :, :slots].set(new), ROWS, "tensor")
+        slots = tuple(map(slice, new.shape))  # the first ones; all else is as large
+        new = jnp.where(source[:, None, None, None] >= 0, new, batch[slots])
+        return constrain(batch.at[slots].set(new), ROWS, "tensor")
 
     return jax.tree.map(copy, layers, prompts)
 
@@ -94,11 +94,11 @@ def admit(layers: list, prompts: list, source: Int[Array, "B"]) -> list:
 def grow(layers: list, slots: int) -> list:
     """The batch with at least ``slots`` slots a row."""
 
-    def pad(x):
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, max(0, slots - x.shape[2])), (0, 0)))
-        return constrain(x, ROWS, "tensor")
+    def pad(x, axis):
+        missing = [(0, max(0, slots - size) if at == axis else 0) for at, size in enumerate(x.shape)]
+        return constrain(jnp.pad(x, missing), ROWS, "tensor")
 
-    return jax.tree.map(pad, layers)
+    return [(pad(k, 3), pad(v, 2)) for k, v in layers]
 
 
 @jax.jit

@@ -31,7 +31,7 @@ def sample_tokens(
     Returns:
       Token ids ``[B]``, int32.
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1)
+    greedy_B = likeliest(logits_BV)
     scaled_BV = logits_BV / jnp.where(temperature > 0, temperature, 1.0)
     weights_BV = jnp.exp(scaled_BV - jnp.max(scaled_BV, axis=-1, keepdims=True))
     if 0 < top_k < logits_BV.shape[-1]:
@@ -42,6 +42,18 @@ def sample_tokens(
         weights_BV = jnp.where(weights_BV >= min_p, weights_BV, 0.0)
     drawn_B = inverse_cdf(weights_BV, uniform_B)
     return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
+
+
+def likeliest(logits_BV: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """The token of the greatest logit, the first of equals.
+
+    Two levels, as in :func:`inverse_cdf`: a plain maximum runs in vectors, one that keeps its index
+    does not.
+    """
+    logits = _blocks(logits_BV, -jnp.inf)
+    block_B = jnp.argmax(jnp.max(logits, axis=-1), axis=-1)
+    inside_BK = jnp.take_along_axis(logits, block_B[:, None, None], axis=1)[:, 0]
+    return block_B * BLOCK + jnp.argmax(inside_BK, axis=-1)
 
 
 def keep_top_k(weights_BV: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
@@ -76,9 +88,7 @@ def inverse_cdf(weights_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) -
     Two levels: first the block, then the token inside it, so that only one block a row is
     accumulated. A token of weight 0 is never returned.
     """
-    B, V = weights_BV.shape
-    blocks = -(-V // BLOCK)
-    weights = jnp.pad(weights_BV, ((0, 0), (0, blocks * BLOCK - V))).reshape(B, blocks, BLOCK)
+    weights = _blocks(weights_BV, 0.0)
 
     def first_over(values_BN, goal_B):
         """Index of the first cumulative sum over the goal, and the goal less what comes before."""
@@ -94,3 +104,9 @@ def inverse_cdf(weights_BV: Float[Array, "B V"], uniform_B: Float[Array, "B"]) -
     inside_BK = jnp.take_along_axis(weights, block_B[:, None, None], axis=1)[:, 0]
     token_B, _ = first_over(inside_BK, rest_B)
     return block_B * BLOCK + token_B
+
+
+def _blocks(values_BV: Float[Array, "B V"], fill: float) -> Float[Array, "B N BLOCK"]:
+    B, V = values_BV.shape
+    padded = jnp.pad(values_BV, ((0, 0), (0, -V % BLOCK)), constant_values=fill)
+    return padded.reshape(B, -1, BLOCK)

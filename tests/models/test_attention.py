@@ -34,7 +34,7 @@ def test_ours_is_jaxs_attention_forward_and_backward(qkv, window):
     mask = causal_mask(positions, positions, window)
 
     def ours(q, k, v):
-        return attend(q, [(k.swapaxes(1, 2), v.swapaxes(1, 2), mask)], scale=0.3)
+        return attend(q, [(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask)], scale=0.3)
 
     def jaxs(q, k, v):
         return attend_causal(q, k, v, scale=0.3, window=window, implementation="xla")

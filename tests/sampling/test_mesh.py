@@ -84,7 +84,7 @@ def test_the_samples_compared_are_of_many_kinds(found):
 def test_rows_are_split_and_weights_are_whole(found):
     assert found["whole weights"]
     whole, part = found["cache"]
-    assert whole == [16, 2, 64, 8] and part == [2, 2, 64, 8]
+    assert whole == [16, 2, 8, 64] and part == [2, 2, 8, 64]
 
 
 def test_devices_that_decode_exchange_one_bit_a_step(found):
