@@ -4,6 +4,7 @@ Training and scoring scan a stack of layers (``Decoder.__call__``); sampling wal
 with a key-value cache (``imm_jax.models.cache``). Both run the same ``Block``.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imm_jax.models import attention
-from imm_jax.models.attention import attend, attend_causal, causal_mask
+from imm_jax.models.attention import attend, attend_causal, attend_narrow, causal_mask
 from imm_jax.models.config import ModelConfig
+from imm_jax.models.products import narrow_products
 from imm_jax.models.rope import rotary_tables, rotate
 from imm_jax.sharding import ROWS, constrain, current_sizes
 
@@ -101,7 +103,7 @@ def _dense(config: ModelConfig, features: int, bias: bool, dtype: Any, name: str
 def write_rows(
     cache: Float[Array, "B ..."], new: Float[Array, "B ..."], start: Int[Array, "B"], axis: int
 ) -> Float[Array, "B ..."]:
-    """Writes ``new[b]`` into row ``b`` from slot ``start[b]`` on; slots are numbered by ``axis``."""
+    """Writes ``new[b]`` into row ``b`` from slot ``start[b]`` on, along ``axis``."""
 
     def write(row, new, at):
         return jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), at, axis - 1)
@@ -115,6 +117,7 @@ class Attention(nn.Module):
     config: ModelConfig
     dtype: Any
     fused: bool = False  # rows attend causally to themselves, all layers alike; masks are not read
+    products: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"], tables: Tables, cache: Cache | None):
@@ -131,6 +134,11 @@ class Attention(nn.Module):
         output = partial(_dense, c, c.hidden_size, c.o_bias, self.dtype, "o")
         if self.fused:
             out = attend_causal(q, k, v, scale=scale, window=c.windows[0])
+            return output()(out.reshape(B, T, H * E)), None
+        narrow = self.products is not None and c.attn_logit_softcapping is None
+        if cache is None and narrow:
+            mask = tables.masks[0]
+            out = attend_narrow(q, k, v, mask, scale=scale, dtype=self.products)
             return output()(out.reshape(B, T, H * E)), None
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         segments = []
@@ -165,6 +173,7 @@ class Block(nn.Module):
     config: ModelConfig
     dtype: Any
     fused: bool = False
+    products: Any = None
 
     @nn.compact
     def __call__(
@@ -175,7 +184,7 @@ class Block(nn.Module):
         cache: Cache | None = None,
     ):
         c = self.config
-        h, kv = Attention(c, self.dtype, self.fused, name="attn")(
+        h, kv = Attention(c, self.dtype, self.fused, self.products, name="attn")(
             _norm(c, "attn_norm")(x_BTD), tables.of(kind), cache
         )
         x_BTD = x_BTD + (_norm(c, "post_attn_norm")(h) if c.sandwich_norm else h)
@@ -193,11 +202,14 @@ class Decoder(nn.Module):
       config: the architecture.
       dtype: the type matrix products run in; norms, softmax and logits are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      products: a narrower type that ``hidden`` rounds the factors of matrix products to, while
+        their sums and all else stay in ``dtype``; None for none.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: bool = False
+    products: Any = None
 
     def setup(self):
         c = self.config
@@ -209,7 +221,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=c.num_hidden_layers,
-        )(c, self.dtype)
+        )(c, self.dtype, products=self.products)
         self.final_norm = RMSNorm(c.rms_norm_eps, c.rms_norm_unit_offset)
         if not c.tie_word_embeddings:
             self.lm_head = nn.Dense(
@@ -240,11 +252,13 @@ class Decoder(nn.Module):
         x_BTD = x_BTD * jnp.asarray(self.config.embed_scale, self.dtype)
         tables = make_tables(self.config, positions, [(positions, same)])
         x_BTD = constrain(x_BTD, ROWS)
-        if self.remat and not self.is_initializing():
-            fused = plain and fuses(self.config, self.dtype)
-            x_BTD = self._recomputed(x_BTD, tables, fused)
-        else:
-            x_BTD, _ = self.layers(x_BTD, tables, layer_kinds(self.config)[1])
+        narrow = self.products is not None and not self.is_initializing()
+        with nn.intercept_methods(narrow_products(self.products)) if narrow else nullcontext():
+            if self.remat and not self.is_initializing():
+                fused = plain and fuses(self.config, self.dtype)
+                x_BTD = self._recomputed(x_BTD, tables, fused)
+            else:
+                x_BTD, _ = self.layers(x_BTD, tables, layer_kinds(self.config)[1])
         return self.final_norm(x_BTD)
 
     def _recomputed(
@@ -256,7 +270,7 @@ class Decoder(nn.Module):
         so a layer's gradient can be added to the stack's where it lies (``train_step``). Plain
         ``jax.grad`` gives the same, but adds a whole stack for each layer.
         """
-        block = Block(self.config, self.dtype, fused, parent=None)
+        block = Block(self.config, self.dtype, fused, self.products, parent=None)
         stack, kinds = self.variables["params"]["layers"], jnp.asarray(layer_kinds(self.config)[1])
 
         def run(x_BTD, layer):

@@ -95,8 +95,9 @@ def grow(layers: list, slots: int) -> list:
     """The batch with at least ``slots`` slots a row."""
 
     def pad(x, axis):
-        missing = [(0, max(0, slots - size) if at == axis else 0) for at, size in enumerate(x.shape)]
-        return constrain(jnp.pad(x, missing), ROWS, "tensor")
+        after = [0] * x.ndim
+        after[axis] = max(0, slots - x.shape[axis])
+        return constrain(jnp.pad(x, [(0, n) for n in after]), ROWS, "tensor")
 
     return [(pad(k, 3), pad(v, 2)) for k, v in layers]
 

@@ -62,6 +62,20 @@ def visiting_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def pack(sequences: Sequences[Sequence], width: int) -> list[list[Sequence]]:
+    """Lays sequences out in rows of ``width`` tokens: each in the first row that has room."""
+    rows, room = [], []
+    for sequence in sequences:
+        need = len(sequence.tokens) - 1
+        at = next((i for i, left in enumerate(room) if left >= need), len(rows))
+        if at == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[at].append(sequence)
+        room[at] -= need
+    return rows
+
+
 class Batches:
     """Random access to the batches of a fine-tune: ``batches[step]``.
 
@@ -90,6 +104,7 @@ class Batches:
         self.steps_per_epoch = -(-len(sequences) // config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
         self._longest = max(len(sequence.tokens) - 1 for sequence in sequences)
+        self._width = self._packed_width() if config.packing else None
 
     def __len__(self) -> int:
         return self.steps
@@ -117,37 +132,36 @@ class Batches:
 
     def _rows(self, chosen: list[Sequence]) -> tuple[list[list[Sequence]], int]:
         """Lays sequences out in rows of one width."""
-        if not self.config.packing:
+        if self._width is None:
             return [[s] for s in chosen], self._round_up(len(chosen[0].tokens) - 1)
-        width = self._packed_width()
-        rows, room = [], []
-        for sequence in chosen:  # first fit, longest first
-            need = len(sequence.tokens) - 1
-            at = next((i for i, left in enumerate(room) if left >= need), len(rows))
-            if at == len(rows):
-                rows.append([])
-                room.append(width)
-            rows[at].append(sequence)
-            room[at] -= need
-        return rows, width
+        return pack(chosen, self._width), self._width
 
     def _packed_width(self) -> int:
-        """Twice the longest sequence packs well; a wider row only makes attention dearer."""
-        limit = max(self._longest, self.config.max_length - 1)
-        return self._round_up(min(2 * self._longest, limit))
+        """The width that pads the first epoch's batches least, up to twice the longest sequence; of
+        equals the narrowest, because a wider row makes attention dearer.
+        """
+        limit = max(self._longest, min(2 * self._longest, self.config.max_length - 1))
+        widths = range(self._round_up(self._longest), self._round_up(limit) + 1, self.config.bucket)
+        epoch = [self.chosen(step) for step in range(self.steps_per_epoch)]
+
+        def positions(width: int) -> int:
+            height = self._rows_per_micro_batch(width)
+            return width * height * sum(-(-len(pack(batch, width)) // height) for batch in epoch)
+
+        return min(widths, key=positions)
 
     def _round_up(self, length: int) -> int:
         return -(-length // self.config.bucket) * self.config.bucket
 
-    def _rows_per_micro_batch(self) -> int:
+    def _rows_per_micro_batch(self, width: int) -> int:
         """Packed rows are wider, so a micro batch takes fewer: the same tokens either way."""
         rows = min(self.config.micro_batch_size, -(-self.config.batch_size // self.shards))
         if self.config.packing:
-            rows = round(rows * self._round_up(self._longest) / self._packed_width())
+            rows = round(rows * self._round_up(self._longest) / width)
         return max(1, rows) * self.shards
 
     def _arrays(self, rows: list[list[Sequence]], width: int) -> Batch:
-        height = self._rows_per_micro_batch()
+        height = self._rows_per_micro_batch(width)
         most = -(-self.config.batch_size // height)  # if every sequence had its own row
         names = ("tokens", "targets", "mask", "positions", "segment_ids")
         flat = {name: np.zeros((most * height, width), np.int32) for name in names}

@@ -12,7 +12,6 @@ from flax import linen as nn
 from jaxtyping import Array, Int
 
 from imm_jax.models.decoder import unembedding
-from imm_jax.models.products import narrow_products
 from imm_jax.sharding import constrain_params
 from imm_jax.training.batching import Batch
 from imm_jax.training.config import TrainingConfig
@@ -69,7 +68,8 @@ def make_train_step(
     products = np.dtype(config.compute_dtype)
     # Without a device that computes in a narrow type throughout, only products gain from one.
     dtype = np.dtype("float32") if jax.default_backend() == "cpu" else products
-    model = model.clone(remat=config.remat, dtype=dtype)
+    narrow = products if products.itemsize < dtype.itemsize else None
+    model = model.clone(remat=config.remat, dtype=dtype, products=narrow)
     optimizer = optax.with_extra_args_support(optimizer)
     adapt = low_rank(config.lora.alpha if config.lora else 0.0)  # changes what has an adapter
 
@@ -77,7 +77,7 @@ def make_train_step(
         tokens, targets, mask, positions, segment_ids = jax.tree.map(lambda x: x[index], batch[:5])
         if config.lora is not None:
             params = attach(frozen, params)
-        with nn.intercept_methods(adapt), nn.intercept_methods(narrow_products(products)):
+        with nn.intercept_methods(adapt):
             hidden_BTD = model.apply(
                 {"params": params}, tokens, positions, segment_ids, method="hidden"
             )

@@ -129,3 +129,14 @@ def test_an_empty_prompt_trains_all_tokens_but_the_first():
 def test_no_sequences_is_an_error_in_one_line():
     with pytest.raises(InputError, match="no sequence with a response token"):
         Batches((), TrainingConfig(), seed=0)
+
+
+def test_rows_are_as_wide_as_pads_least():
+    """Lengths 60 and 90 fill rows of 150, where rows of twice the longest would leave 30 empty."""
+    lengths = [90, 60] * 8
+    sequences = [Sequence(tuple(range(n + 1)), 1) for n in lengths]
+    config = TrainingConfig(batch_size=16, micro_batch_size=1, bucket=10, epochs=1)
+    batch = Batches(sequences, config, seed=0)[0]
+    assert batch.tokens.shape[-1] == 150 and batch.micro_batches == 8
+    short = dataclasses.replace(config, max_length=101)
+    assert Batches(sequences, short, seed=0)[0].tokens.shape[-1] == 90
