@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peers", nargs="*", default=["torch", "trl"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "autocast", "float32"])
-    parser.add_argument("--compute-dtype", help="ours; by default float32, on a GPU bfloat16")
+    parser.add_argument("--compute-dtype", default="bfloat16", help="ours")
     parser.add_argument("--training", help="ours, as JSON; see OURS")
     parser.add_argument("--folder", type=Path, default="runs/benchmark-train")
     parser.add_argument("--output", help="write the figures here, as JSON")
@@ -266,7 +266,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         return serve(args.model, args.serve[0], json.loads(args.serve[1]))
-    args.compute_dtype = args.compute_dtype or {"cpu": "float32", "gpu": "bfloat16"}[args.device]
     args.folder.mkdir(parents=True, exist_ok=True)
     args.data = args.folder / "sequences.json"
     vocabulary = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
