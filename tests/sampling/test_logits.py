@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imm_jax.sampling.logits import inverse_cdf, keep_top_k, keep_top_p, sample_tokens
+from imm_jax.sampling.logits import inverse_cdf, keep_top_k, keep_top_p, likeliest, sample_tokens
 
 
 def softmax64(logits, temperature=1.0):
@@ -90,6 +90,13 @@ def test_min_p_leaves_out_the_unlikely():
 def test_greedy_takes_the_first_of_the_likeliest():
     logits = np.float32([[0.0, 3.0, 3.0, -1.0], [2.0, 1.0, 0.0, 2.0]])
     np.testing.assert_array_equal(sample_tokens(logits, np.float32([0.9, 0.9]), 0.0), [1, 0])
+
+
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 700])
+def test_the_likeliest_is_the_first_of_equals_in_any_block(vocabulary):
+    rows = np.random.default_rng(0).integers(-3, 3, (50, vocabulary)).astype(np.float32)
+    rows[0] = -np.inf  # nothing but equals
+    np.testing.assert_array_equal(likeliest(rows), rows.argmax(-1))
 
 
 def test_temperature_may_be_traced():
