@@ -17,7 +17,7 @@ allocator held at most. Ours is the step of ``imm_jax.fit``, compiled apart.
 
 The limit counts ``imm_jax.training.flops.train_flops`` of these sequences, where only response
 tokens meet the head (what each side must do at least), over the peak of a large matrix product
-in the same run, float32 on CPU and bfloat16 on a GPU.
+in the same run, in our compute dtype with float32 sums.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +144,9 @@ def _peak(options: dict) -> float:
     import jax
     import jax.numpy as jnp
 
-    gpu = options["device"] == "gpu"
-    size, dtype = (8192, jnp.bfloat16) if gpu else (1536, jnp.float32)
-    one = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
+    size = 8192 if options["device"] == "gpu" else 1536
+    one = jnp.ones((size, size), options["training"]["compute_dtype"])
+    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
     seconds = []
     for _ in range(8):
         start = time.perf_counter()

@@ -203,7 +203,8 @@ class Decoder(nn.Module):
       dtype: the type matrix products run in; norms, softmax and logits are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       products: a narrower type that ``hidden`` rounds the factors of matrix products to, while
-        their sums and all else stay in ``dtype``; None for none.
+        their sums and all else stay in ``dtype``; None for none. Attention whose scores have a soft
+        cap keeps its products in ``dtype``.
     """
 
     config: ModelConfig
