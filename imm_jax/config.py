@@ -71,6 +71,8 @@ class ArmConfig:
         vanilla self-improvement. A list goes over depth, at equal distances with lines between, as
         in mergekit; with a number for each layer it masks layers.
       outside: alpha of embedding, last norm and head, where ``weight`` is a list.
+      schedule: factors of alpha by round; the last one holds for all later rounds. ``[1, 1, 0.5]``
+        with a weight of 1 practises twice without merging and merges in the third round. None: 1.
       drop_rate: p, the share of the task vector's elements that DARE drops.
       merge_with: the anchor: the original model, or the one the round started with.
       start_from: the model a round's fine-tune starts from; sampling is always with the merged one.
@@ -78,6 +80,7 @@ class ArmConfig:
 
     weight: float | tuple[float, ...] = 0.5
     outside: float | None = None
+    schedule: tuple[float, ...] | None = None
     drop_rate: float = 0.2
     merge_with: Literal["base", "previous"] = "base"
     start_from: Literal["merged", "base"] = "merged"
@@ -179,6 +182,10 @@ def _check_weight(path: str, arm: ArmConfig) -> None:
         raise InputError(
             f"{path}.outside: {arm.outside}, expected "
             + ("a finite number, because weight is a list" if listed else "none beside one weight")
+        )
+    if arm.schedule is not None and not (arm.schedule and all(map(math.isfinite, arm.schedule))):
+        raise InputError(
+            f"{path}.schedule: {list(arm.schedule)}, expected a list of one or more finite numbers"
         )
 
 

@@ -189,11 +189,12 @@ def cache_bytes(work: Workload, config: SamplingConfig) -> int:
     """Keys and values of the rows side by side: ``2 L b K / t S E c``, half as much again while the
     cache is grown to its last size.
 
-    S is the prompt, the answer and a chunk, rounded up to 64 times a power of two.
+    S is the prompt and the answer, rounded up to a multiple of 64.
     """
-    chunk = config.chunk or (8 if work.on_cpu else 32)
-    slots = cache_slots(work.prompt + config.max_new_tokens + chunk)
-    return 3 * _kv_bytes(work, config.batch_size * slots) // 2
+    longest = work.prompt + config.max_new_tokens
+    slots = cache_slots(longest, longest)
+    before = cache_slots(slots // 2, longest)
+    return _kv_bytes(work, config.batch_size * (slots + before))
 
 
 def decode_bytes(work: Workload, config: SamplingConfig) -> int:

@@ -82,7 +82,7 @@ for name, (text, changes, training) in steps.items():
 
 model = Decoder(ModelConfig(**small | {"vocab_size": 32768}))
 weights = jax.eval_shape(lambda p: decode.unstack_layers(p), shapes(model.config))
-layers = jax.eval_shape(lambda: decode.empty(model, 64, cache_slots(prompt + 108)))
+layers = jax.eval_shape(lambda: decode.empty(model, 64, cache_slots(prompt + 100, prompt + 100)))
 i = shape((64,), jnp.int32)
 rows = decode.Rows(i, i, i, shape((64,), bool), shape((64, 2), jnp.uint32))
 chunk = decode.decode_chunk.lower(model, weights, None, layers, rows, 100, 0.7, steps=8, eos=(0,))

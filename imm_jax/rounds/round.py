@@ -50,11 +50,11 @@ def improve(
 
         D_t     = {(x, y) : y ~ M_{t-1}(. | x), answer(y) is right}
         theta_t = SFT(M_{t-1}, D_t)
-        M_t     = theta_0 + alpha * drop_and_rescale_p(theta_t - theta_0)
+        M_t     = theta_0 + alpha_t * drop_and_rescale_p(theta_t - theta_0)
 
     Args:
       t: the round, from 1.
-      arm: alpha, p and the arm's variations.
+      arm: alpha, which the paper holds fixed, p, and the arm's variations.
       base: theta_0.
       current: M_{t-1}.
       tools: how each step is done.
@@ -78,7 +78,7 @@ def improve(
     tuned = learned.params("tuned", base, lambda: tools.fit(start(), selected, t, learned), "fit")
     key = jax.random.fold_in(key, t)
     merged = own.params(
-        "model", base, lambda: own.traced(merge, arm, base, current, tuned(), key), "merge"
+        "model", base, lambda: own.traced(merge, arm, t, base, current, tuned(), key), "merge"
     )
     with own.measure("evaluate"):
         scores = own.values(
@@ -98,12 +98,14 @@ def improve(
 
 
 def merge(
-    arm: ArmConfig, base: PyTree, current: Later[PyTree], tuned: PyTree, key: jax.Array
+    arm: ArmConfig, t: int, base: PyTree, current: Later[PyTree], tuned: PyTree, key: jax.Array
 ) -> PyTree:
-    """``anchor + alpha * drop_and_rescale_p(tuned - anchor)``."""
+    """``anchor + alpha_t * drop_and_rescale_p(tuned - anchor)``."""
     anchor = base if arm.merge_with == "base" else current()
     drop = drop_and_rescale(arm.drop_rate) if arm.drop_rate else None
-    weight = arm.weight
-    if isinstance(weight, tuple):
-        weight = LayerWeights(list(weight), default=arm.outside)
+    factor = 1.0 if arm.schedule is None else arm.schedule[min(t, len(arm.schedule)) - 1]
+    if isinstance(arm.weight, tuple):
+        weight = LayerWeights([factor * w for w in arm.weight], default=factor * arm.outside)
+    else:
+        weight = factor * arm.weight
     return merge_params(anchor, tuned, weight=weight, transform=drop, key=key)

@@ -1,7 +1,10 @@
 """The host's half of the sampler: keeps the batch full and turns tokens into text."""
 
+import itertools
+import os
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from imm_jax import sharding
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.models.decoder import Decoder
 from imm_jax.progress import Progress
-from imm_jax.sampling.batch import Batch, Row
+from imm_jax.sampling.batch import SHRINK_TO, Batch, Common, Row, prepare
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.text import Sample, finish
 from imm_jax.tree import PyTree
@@ -74,7 +77,7 @@ def generate(
         encoded = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
     tokens = [tuple(prompt) for prompt in encoded]
     check_lengths(model, tokens, config.max_new_tokens)
-    batch = Batch(model, params, tokens, config, eos)
+    common = prepare(model, params, tokens, config, eos)
     keys = _keys(seed, ids or [str(i) for i in range(len(prompts))], samples)
     # Longest first: prompts of like length share a prefill, and the last to finish start early.
     order = sorted(range(len(prompts)), key=lambda i: -len(tokens[i]))
@@ -82,17 +85,16 @@ def generate(
     limits = [most] * len(prompts) if limits is None else [min(most, limit) for limit in limits]
     queue = [Row(i, j, limits[i]) for i in order for j in range(samples)]
     results: list[list[Sample | None]] = [[None] * samples for _ in prompts]
-    with Progress(label, len(queue), "sample") as progress, sharding.on(batch.mesh):
+    lanes = _lanes(common, len(queue))
+    with (
+        Progress(label, len(queue), "sample") as progress,
+        sharding.on(common.mesh),
+        ThreadPoolExecutor(len(lanes)) as threads,
+    ):
+        launch = threads.submit if len(lanes) > 1 else _at_once
         total = 0
-        while queue or batch.active:
-            if should_stop is not None and should_stop():
-                raise Interrupted(f"{label}: stopped")
-            take = batch.room(queue)
-            if take:
-                batch.admit(queue[:take], keys)
-                del queue[:take]
-            batch.step()
-            for number, row in batch.active:
+        for batch in itertools.cycle(lanes):
+            for number, row in batch.collect():
                 done = finish(
                     tokenizer,
                     row.tokens,
@@ -106,10 +108,42 @@ def generate(
                 results[row.prompt][row.sample] = done
                 batch.release(number)
                 total += len(done.tokens)
-                progress.update(1, f"{total:,} tokens, batch {batch.fill:.0%} full")
+                fill = sum(lane.drawn for lane in lanes) / sum(lane.decoded for lane in lanes)
+                progress.update(1, f"{total:,} tokens, batch {fill:.0%} full")
+            if not queue and not any(lane.active for lane in lanes):
+                break
+            if should_stop is not None and should_stop():
+                raise Interrupted(f"{label}: stopped")
+            take = batch.room(queue)
+            if take:
+                batch.admit(queue[:take], keys)
+                del queue[:take]
             if not queue:
                 batch.shrink()
+            if batch.active:
+                batch.start(launch)
     return results
+
+
+def _lanes(common: Common, count: int) -> list[Batch]:
+    """The batches that ``count`` samples are decoded in.
+
+    Two halves of a batch, in turn, where its rows suffice for both and a CPU has cores for both:
+    what one core does alone in one chunk then overlaps with the other's. Which samples meet in
+    which half does not depend on time.
+    """
+    size = common.config.batch_size
+    alone = jax.default_backend() != "cpu" or common.mesh is not None or os.cpu_count() == 1
+    if alone or min(size, count) < 2 * SHRINK_TO:
+        return [Batch(common, size)]
+    return [Batch(common, size // 2), Batch(common, size // 2)]
+
+
+def _at_once(work: Callable) -> Future:
+    """Does ``work`` in this thread, whose settings of JAX apply to it."""
+    done: Future = Future()
+    done.set_result(work())
+    return done
 
 
 def end_tokens(model: Decoder, tokenizer) -> set[int]:
