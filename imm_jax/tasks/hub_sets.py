@@ -46,11 +46,13 @@ HUB_SETS = {
         revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
         train="",
     ),
-    "svamp": HubSet(path="ChilleD/SVAMP"),
+    "svamp": HubSet(path="ChilleD/SVAMP", revision="5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef"),
     "multiarith": HubSet(path="ChilleD/MultiArith"),
     "addsub": _kojima("AddSub/AddSub.json"),
     "single_eq": _kojima("SingleEq/questions.json"),
-    "aqua": HubSet(path="deepmind/aqua_rat", config="raw"),
+    "aqua": HubSet(
+        path="deepmind/aqua_rat", config="raw", revision="33301c6a050c96af81f63cad5562cb5363e88971"
+    ),
     # Knowledge and reading. CommonsenseQA's own test split has no answers.
     "commonsense_qa": HubSet(
         path="tau/commonsense_qa",

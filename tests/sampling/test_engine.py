@@ -8,7 +8,8 @@ import pytest
 
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.models.decoder import Decoder
-from imm_jax.sampling.batch import LENGTH_BUCKET
+from imm_jax.sampling import engine
+from imm_jax.sampling.batch import LENGTH_BUCKET, cache_slots
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import admit, decode_chunk, decode_weights, grow, keep, prefill
 from imm_jax.sampling.engine import generate
@@ -149,6 +150,34 @@ def test_compilations_are_bounded_by_the_buckets(tiny):
     assert 0 < prefills <= 3 * lengths, "16, 4 or 1 rows of each length"
     assert 0 < admissions <= 3 * lengths * caches
     assert growths < caches and shrinkings == 0
+
+
+def test_a_large_batch_is_decoded_in_two_lanes_of_the_same_program(tiny, monkeypatch):
+    model, params, tokenizer = tiny
+    monkeypatch.setattr(engine.os, "cpu_count", lambda: 2)
+    made, lanes = [], engine._lanes
+    monkeypatch.setattr(engine, "_lanes", lambda *args: made.append(lanes(*args)) or made[-1])
+    config = SamplingConfig(temperature=0.9, max_new_tokens=20, batch_size=16, chunk=5)
+    prompts = [f"{prompt} ({i})" for prompt in PROMPTS for i in range(7)]
+    limits = [3 + i % 18 for i in range(len(prompts))]  # rows end apart and others take their place
+    settings = {"samples": 2, "seed": 5, "eos": [], "limits": limits}
+    one = generate(model, params, tokenizer, prompts, config=config, **settings)
+    programs = decode_chunk._cache_size()
+    wide = SamplingConfig(temperature=0.9, max_new_tokens=20, batch_size=32, chunk=5)
+    two = generate(model, params, tokenizer, prompts, config=wide, **settings)
+    assert [len(each) for each in made] == [1, 2]
+    assert all(lane.drawn > 200 for lane in made[1])
+    tokens = lambda found: [[sample.tokens for sample in row] for row in found]
+    assert tokens(two) == tokens(one)
+    assert decode_chunk._cache_size() == programs
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "slots"),
+    [(1, 300, 64), (65, 300, 128), (129, 300, 256), (257, 300, 320), (400, 300, 320), (9, 20, 64)],
+)
+def test_a_cache_grows_in_powers_of_two_but_not_past_the_longest_row(count, most, slots):
+    assert cache_slots(count, most) == slots
 
 
 def test_a_row_ends_at_its_own_limit(tiny):
