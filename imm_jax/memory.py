@@ -186,8 +186,8 @@ def decode_weight_bytes(work: Workload, config: SamplingConfig) -> int:
 
 
 def cache_bytes(work: Workload, config: SamplingConfig) -> int:
-    """Keys and values of the rows side by side, ``2 L b K / t S E c``, before and after the cache is
-    grown to its last size.
+    """Keys and values of the rows side by side, ``2 L b K / t S E c``, before and after the cache
+    is grown to its last size.
 
     S is the prompt and the answer, rounded up to a multiple of 64; before, 64 times a power of two.
     """
