@@ -189,7 +189,8 @@ def cache_bytes(work: Workload, config: SamplingConfig) -> int:
     """Keys and values of the rows side by side, ``2 L b K / t S E c``, before and after the cache
     is grown to its last size.
 
-    S is the prompt and the answer, rounded up to a multiple of 64; before, 64 times a power of two.
+    S is the prompt and the answer in slots (``sampling.batch.cache_slots``); before, the largest 64
+    times a power of two that is less.
     """
     longest = work.prompt + config.max_new_tokens
     slots = cache_slots(longest, longest)

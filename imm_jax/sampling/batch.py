@@ -28,6 +28,7 @@ from imm_jax.tree import PyTree
 
 LENGTH_BUCKET = 32  # prompts are padded to a multiple of it
 SLOT_BUCKET = 64  # a cache has this many slots times a power of two, and no more than needed
+COARSE_SLOTS = 256  # up to here a tighter cache saves less than the program it needs costs
 PREFILL_ROWS = 16  # prompts prefilled side by side
 REFILL = 16  # waiting samples are admitted when this part of the batch is free
 SHRINK = 2  # batch sizes are the largest one divided by a power of it
@@ -264,12 +265,12 @@ class Batch:
 
 def cache_slots(count: int, most: int) -> int:
     """Slots of a cache that needs ``count`` now and ``most`` in the end: the bucket times a power
-    of two, but not past ``most`` in whole buckets.
+    of two, but past ``COARSE_SLOTS`` no more than ``most`` in whole buckets.
     """
     slots = SLOT_BUCKET
     while slots < min(count, most):
         slots *= 2
-    return min(slots, bucket(most, SLOT_BUCKET))
+    return min(slots, max(bucket(most, SLOT_BUCKET), COARSE_SLOTS))
 
 
 def _shrunk(size: int, count: int, factor: int) -> int:

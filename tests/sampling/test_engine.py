@@ -174,9 +174,17 @@ def test_a_large_batch_is_decoded_in_two_lanes_of_the_same_program(tiny, monkeyp
 
 @pytest.mark.parametrize(
     ("count", "most", "slots"),
-    [(1, 300, 64), (65, 300, 128), (129, 300, 256), (257, 300, 320), (400, 300, 320), (9, 20, 64)],
+    [
+        (1, 300, 64),
+        (65, 300, 128),
+        (129, 300, 256),
+        (257, 300, 320),
+        (400, 300, 320),
+        (9, 20, 64),
+        (140, 150, 256),
+    ],
 )
-def test_a_cache_grows_in_powers_of_two_but_not_past_the_longest_row(count, most, slots):
+def test_a_large_cache_grows_in_powers_of_two_but_not_past_the_longest_row(count, most, slots):
     assert cache_slots(count, most) == slots
 
 
