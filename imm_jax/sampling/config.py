@@ -15,7 +15,8 @@ class SamplingConfig:
       top_k: draw from the ``k`` likeliest tokens; 0 is off.
       top_p: draw from the smallest set of tokens whose probability reaches it; 1 is off.
       min_p: leave out tokens less likely than this share of the likeliest; 0 is off.
-      batch_size: samples decoded side by side, on a mesh in each part that they are split into.
+      batch_size: samples decoded side by side, on a mesh in each part that they are split into; on
+        CPU a full batch of 32 or more in two halves at once.
       chunk: decode steps between two looks at the host; 0 picks 8 on CPU and 32 elsewhere.
       weights: ``"bfloat16"`` keeps weight matrices in it and multiplies in it, with float32 sums,
         where the model computes in float32: faster for batches on a CPU with AVX512-BF16, at

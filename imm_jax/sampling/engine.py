@@ -128,13 +128,13 @@ def generate(
 def _lanes(common: Common, count: int) -> list[Batch]:
     """The batches that ``count`` samples are decoded in.
 
-    Two halves of a batch, in turn, where its rows suffice for both and a CPU has cores for both:
-    what one core does alone in one chunk then overlaps with the other's. Which samples meet in
-    which half does not depend on time.
+    Two halves of a batch, in turn, where samples fill both and a CPU has cores for both: what one
+    core does alone in one chunk then overlaps with the other's. Which samples meet in which half
+    does not depend on time.
     """
     size = common.config.batch_size
     alone = jax.default_backend() != "cpu" or common.mesh is not None or os.cpu_count() == 1
-    if alone or min(size, count) < 2 * SHRINK_TO:
+    if alone or count < size or size < 2 * SHRINK_TO:
         return [Batch(common, size)]
     return [Batch(common, size // 2), Batch(common, size // 2)]
 

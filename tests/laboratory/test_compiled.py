@@ -86,12 +86,13 @@ MASKED = ArmConfig(weight=(1.0, 0.0), outside=0.5, drop_rate=0.0)
 PREVIOUS = ArmConfig(weight=0.5, drop_rate=0.25, merge_with="previous")
 AFRESH = ArmConfig(weight=0.5, drop_rate=0.25, start_from="base")
 LATE = ArmConfig(weight=0.5, schedule=(2.0, 1.0), drop_rate=0.0)
-MASK, SCHEDULE = [1, 0, 0.5], [[1], [0.5]]  # by layer, and last what is outside layers; by round
+MASK, SCHEDULE = [1, 0, 0.5], [[1], [0]]  # by layer, and last what is outside layers; by round
 MEMBERS = [
     Member(weight=IMM.weight, drop_rate=IMM.drop_rate, seed=5),
     Member(weight=VANILLA.weight, drop_rate=VANILLA.drop_rate, seed=0),
     Member(weight=MASK, seed=0),
     Member(weight=SCHEDULE, seed=5),
+    Member(weight=[[1], [0.5]], seed=5),
 ]
 
 
@@ -128,7 +129,7 @@ HOSTED = {  # name: arm, number of its member, what its program has of its own
     "imm": (IMM, 0, {}),
     "vanilla": (VANILLA, 1, {}),
     "masked": (MASKED, 2, {}),
-    "late": (LATE, 3, {}),
+    "late": (LATE, 4, {}),
     "previous": (PREVIOUS, 0, {"merge_with": "previous"}),
     "afresh": (AFRESH, 0, {"start_from": "base"}),
 }
@@ -185,7 +186,10 @@ def test_figures_are_those_of_the_samples(compiled):
 def test_other_members_change_nothing_and_compile_nothing(guesser, compiled):
     """A member beside others; and once things are on the device, nothing goes there or back."""
     model, params = guesser
-    others = [Member(weight=0.9, seed=5), Member(weight=[0.1, 0.2, 0.3], seed=5), Member(seed=0)]
+    others = [
+        Member(weight=0.9, seed=5), Member(weight=[0.1, 0.2, 0.3], seed=5), Member(seed=0),
+        Member(weight=0.2, seed=0),
+    ]  # fmt: skip
     inputs, seeds = module._arrays(program(model), params, [*others, MEMBERS[0]])
     orders = module._orders(program(model), seeds, len(ASKED["train"].length) * SAMPLES)
     swept, tests = (
@@ -196,18 +200,19 @@ def test_other_members_change_nothing_and_compile_nothing(guesser, compiled):
     with jax.transfer_guard("disallow"):
         found = jax.block_until_ready(swept(params, ASKED["train"], tests, orders, inputs))[1]
     assert swept._cache_size() == before
-    assert (found.samples.tokens[3] == compiled[1].samples.tokens[0]).all()
+    assert (found.samples.tokens[4] == compiled[1].samples.tokens[0]).all()
     assert (found.samples.tokens[2] != compiled[1].samples.tokens[0]).any()  # another seed
-    assert furthest(pick(found.params, 3), pick(compiled[1].params, 0)) < 1e-6
+    assert furthest(pick(found.params, 4), pick(compiled[1].params, 0)) < 1e-6
     assert furthest(pick(found.params, 0), pick(compiled[1].params, 0)) > 1e-4
 
 
-def test_weights_by_layer(guesser, compiled):
-    """Layers whose weight is 0 stay the original's, bit by bit."""
+def test_weights_by_round_and_layer(guesser, compiled):
+    """Layers, and what is outside them, whose weight is 0 stay the original's, bit by bit."""
     base, outcomes = guesser[1], compiled[1].params
     for old, new in zip(*(jax.tree.leaves(x["layers"]) for x in (base, pick(outcomes, 2)))):
         assert (old[1] == new[1]).all() and (old[0] != new[0]).any()
     assert (outcomes["embed"]["embedding"][2] != base["embed"]["embedding"]).any()
+    assert furthest(pick(outcomes, 3), base) == 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.load import load_model
 from imm_jax.models.tokenizer import load_tokenizer
 from imm_jax.rounds import tools
+from imm_jax.rounds.costs import read_costs
 from imm_jax.rounds.run import run
 from tests.answering import results_of
 
@@ -86,6 +87,12 @@ def test_it_draws_once_a_round(counted):
     for stage, shared in (("sample", list(ARMS)), ("fit", ["afresh", "afresh_half"])):
         seconds = [second[arm][stage] for arm in shared]
         assert seconds[0]["seconds"] > 0 and seconds == seconds[:1] * len(seconds)
+    costs = {path.name: read_costs(path) for path in (folder / "seed-0/round-2").iterdir()}
+    kept = {name: round(cost["fit"].seconds, 3) for name, cost in costs.items() if "fit" in cost}
+    assert kept == {
+        place: second[arm]["fit"]["seconds"]
+        for place, arm in (("vanilla", "vanilla"), ("imm", "imm"), ("shared", "afresh"))
+    }
     assert {path.name for path in (folder / "seed-0/round-2/imm").glob("*.jsonl")} == {
         "selected.jsonl"
     }
