@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from imm_jax.models.block_attention import block_size
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
 from imm_jax.sampling.batch import PREFILL_ROWS, cache_slots
@@ -120,23 +121,33 @@ def gradient_bytes(work: Workload) -> int:
 def activation_bytes(work: Workload) -> int:
     """Of a micro batch of packed rows, n = micro_batch_size * T on each part of the batch::
 
-        with remat     L n D c + n c (8 D + 4 H E / t + 6 F / t) + 4 * 4 b H / t T^2
+        with remat     L n D c + n c (8 D + 4 H E / t + 6 F / t) + 4 * 4 b H / t T Q
+          "minimal"    L n c (D + 2 (H + K) E / t + 2 F / t) more
         without        L (n c (6 D + 4 H E / t + 4 F / t) + 3 * 4 b H / t T^2)
+          on CPU       L n c (6 D + 8 H E / t + 4 F / t) + 4 * 4 b H / t T Q
 
     With remat the inputs of all blocks are kept, and one block at a time is computed again and
-    differentiated; the last term is its attention scores, in float32.
+    differentiated; the last term is its attention scores, in float32, of Q = T queries at a time
+    or, on CPU, of those of a block.
     """
     c, config = work.model, work.training
     rows, length = config.micro_batch_size, _up(max(1, config.max_length - 1), config.bucket)
     tokens, size, t = rows * length, work.computed, work.tensor
-    queries = work.heads(c.num_attention_heads)
-    scores = FLOAT32 * rows * queries * length**2
+    queries, keys = work.heads(c.num_attention_heads), work.heads(c.num_key_value_heads)
+    at_once = block_size(length) if work.on_cpu else length
+    scores = FLOAT32 * rows * queries * length * at_once
     width, heads, inner = c.hidden_size, queries * c.head_dim, c.intermediate_size / t
+    layers = c.num_hidden_layers * tokens * size
     if config.remat:
+        kept = width
+        if config.remat_policy == "minimal":
+            kept += width + 2 * (queries + keys) * c.head_dim + 2 * inner
         block = tokens * size * (8 * width + 4 * heads + 6 * inner) + 4 * scores
-        return round(c.num_hidden_layers * tokens * width * size + block)
-    block = tokens * size * (6 * width + 4 * heads + 4 * inner) + 3 * scores
-    return round(c.num_hidden_layers * block)
+        return round(layers * kept + block)
+    if work.on_cpu:
+        return round(layers * (6 * width + 8 * heads + 4 * inner) + 4 * scores)
+    kept = layers * (6 * width + 4 * heads + 4 * inner)
+    return round(kept + 3 * c.num_hidden_layers * scores)
 
 
 def loss_bytes(work: Workload) -> int:

@@ -30,6 +30,7 @@ SHORT = LONG | {"max_length": 129}
 # name: mesh, changes to the model, the fine-tune
 STEPS = {
     "remat": ("data=1", {}, LONG),
+    "minimal remat": ("data=1", {}, LONG | {"remat_policy": "minimal"}),
     "no remat": ("data=1", {}, LONG | {"remat": False}),
     "tied, large vocabulary": (
         "data=1", {"vocab_size": 32768, "tie_word_embeddings": True}, SHORT,

@@ -2,13 +2,10 @@
 
 import functools
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-from imm_jax.models.products import sum_of_outer
 
 logger = logging.getLogger("imm_jax")
 
@@ -75,60 +72,6 @@ def _weighted_sum(probs_BKGTS: Float[Array, "B K G T S"], v: Float[Array, "..."]
         return out_BKGE[:, None]
     values = "BKSE" if v.ndim == 4 else "KSE"
     return jnp.einsum(f"BKGTS,{values}->BTKGE", probs_BKGTS, v)
-
-
-def attend_narrow(
-    q_BTHE: Float[Array, "B T H E"],
-    k_BTKE: Float[Array, "B T K E"],
-    v_BTKE: Float[Array, "B T K E"],
-    mask_BTS: Bool[Array, "B T T"],
-    *,
-    scale: float,
-    dtype: Any,
-) -> Float[Array, "B T H E"]:
-    """Attention of each row to itself whose matrix products have factors rounded to ``dtype``.
-
-    Scores, softmax and all sums are float32, in the gradient too, which keeps no scores but the
-    rounded probabilities (``D = sum(dO * O)`` stands for ``sum(dP * P)``: Dao et al., arXiv
-    2205.14135, eq. 4).
-    """
-    B, T, H, E = q_BTHE.shape
-    K = k_BTKE.shape[2]
-    q_BTKGE = q_BTHE.astype(dtype).reshape(B, T, K, H // K, E)
-    q_BKNE = q_BTKGE.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, E)
-    k_BKSE, v_BKSE = (x.astype(dtype).swapaxes(1, 2) for x in (k_BTKE, v_BTKE))
-    out_BKNE = _attend_narrow(scale, q_BKNE, k_BKSE, v_BKSE, mask_BTS)
-    return out_BKNE.reshape(B, K, H // K, T, E).transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend_narrow(scale, q_BKNE, k_BKSE, v_BKSE, mask_BTS):
-    return _narrow_forward(scale, q_BKNE, k_BKSE, v_BKSE, mask_BTS)[0]
-
-
-def _narrow_forward(scale, q_BKNE, k_BKSE, v_BKSE, mask_BTS):
-    (B, K, N, _), (_, T, S) = q_BKNE.shape, mask_BTS.shape
-    scores = _matmul(q_BKNE, k_BKSE.swapaxes(2, 3)) * scale
-    scores = jnp.where(mask_BTS[:, None, None], scores.reshape(B, K, N // T, T, S), MASKED)
-    probs_BKNS = jax.nn.softmax(scores, axis=-1).astype(q_BKNE.dtype).reshape(B, K, N, S)
-    out_BKNE = _matmul(probs_BKNS, v_BKSE)
-    return out_BKNE, (q_BKNE, k_BKSE, v_BKSE, probs_BKNS, out_BKNE)
-
-
-def _narrow_backward(scale, residuals, cotangent_BKNE):
-    q_BKNE, k_BKSE, v_BKSE, probs_BKNS, out_BKNE = residuals
-    dtype = q_BKNE.dtype
-    d_probs = _matmul(cotangent_BKNE.astype(dtype), v_BKSE.swapaxes(2, 3))
-    along = jnp.sum(cotangent_BKNE * out_BKNE, axis=-1, keepdims=True)
-    d_scores = (probs_BKNS * (d_probs - along) * scale).astype(dtype)
-    d_q = _matmul(d_scores, k_BKSE)
-    d_k = sum_of_outer(d_scores, q_BKNE, dtype)
-    d_v = sum_of_outer(probs_BKNS, cotangent_BKNE, dtype)
-    return d_q.astype(dtype), d_k.astype(dtype), d_v.astype(dtype), None
-
-
-_attend_narrow.defvjp(_narrow_forward, _narrow_backward)
-_matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
 
 def attend_causal(

@@ -15,12 +15,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imm_jax.models import attention
-from imm_jax.models.attention import attend, attend_causal, attend_narrow, causal_mask
+from imm_jax.models.attention import attend, attend_causal, causal_mask
+from imm_jax.models.block_attention import KEPT, attend_in_blocks
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.products import narrow_products
 from imm_jax.models.rope import rotary_tables, rotate
 from imm_jax.sharding import ROWS, constrain, current_sizes
 
+# What of a block the backward pass finds instead of computing it again, by MaxText's names.
+REMAT_POLICIES = {
+    "full": None,
+    "minimal": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(KEPT),
+    ),
+}
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}
 
 
@@ -135,10 +144,10 @@ class Attention(nn.Module):
         if self.fused:
             out = attend_causal(q, k, v, scale=scale, window=c.windows[0])
             return output()(out.reshape(B, T, H * E)), None
-        narrow = self.products is not None and c.attn_logit_softcapping is None
-        if cache is None and narrow:
+        blocks = self.products is not None and c.attn_logit_softcapping is None
+        if cache is None and blocks:
             mask = tables.masks[0]
-            out = attend_narrow(q, k, v, mask, scale=scale, dtype=self.products)
+            out = attend_in_blocks(q, k, v, mask, scale=scale, dtype=self.products)
             return output()(out.reshape(B, T, H * E)), None
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         segments = []
@@ -202,14 +211,18 @@ class Decoder(nn.Module):
       config: the architecture.
       dtype: the type matrix products run in; norms, softmax and logits are float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
-      products: a narrower type that ``hidden`` rounds the factors of matrix products to, while
-        their sums and all else stay in ``dtype``; None for none. Attention whose scores have a soft
-        cap keeps its products in ``dtype``.
+      remat_policy: ``full``: all of it; ``minimal``: all but its products and attention.
+      products: a type that ``hidden`` rounds the factors of matrix products to, while their sums
+        and all else stay in ``dtype``; their gradients, and attention's, are then those of
+        ``models/products.py`` and ``models/block_attention.py``, for which rows have to be in order
+        (no token attends to a slot after its own). None for none. Attention whose scores have a
+        soft cap is left as it is.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: bool = False
+    remat_policy: str = "full"
     products: Any = None
 
     def setup(self):
@@ -279,7 +292,8 @@ class Decoder(nn.Module):
             params = jax.tree.map(take, stack)
             return block.apply({"params": params}, x_BTD, tables, kinds[layer])[0], None
 
-        run = jax.checkpoint(run, prevent_cse=False)
+        policy = REMAT_POLICIES[self.remat_policy]
+        run = jax.checkpoint(run, prevent_cse=False, policy=policy)
         return jax.lax.scan(run, x_BTD, jnp.arange(self.config.num_hidden_layers))[0]
 
     def __call__(

@@ -38,6 +38,7 @@ RULES = {
 CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
     "optimizer": ("adamw", "adafactor"),
+    "remat_policy": ("full", "minimal"),
     "mu_dtype": ("float32", "bfloat16"),
     "compute_dtype": ("float32", "bfloat16", "float16"),
 }
@@ -94,6 +95,8 @@ class TrainingConfig:
         right-padded sequence a row, for which a GPU in half precision uses cuDNN's attention.
       bucket: row lengths are multiples of this many tokens, which bounds the compilations.
       remat: recompute each block in the backward pass.
+      remat_policy: ``full`` recomputes all of a block; ``minimal`` all but matrix products and
+        attention, which is faster and keeps several times as much (``imm-jax plan`` says how much).
       compute_dtype: of matrix products and, but on CPU, of activations; weights, optimizer state,
         norms, softmax and loss are float32.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
@@ -120,6 +123,7 @@ class TrainingConfig:
     packing: bool = True
     bucket: int = 32
     remat: bool = True
+    remat_policy: Literal["full", "minimal"] = "full"
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     loss_chunk: int | None = None
     save_every_steps: int = 50

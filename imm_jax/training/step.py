@@ -66,10 +66,14 @@ def make_train_step(
     learning_rate, skipped (1 where the step changed nothing, else 0).
     """
     products = np.dtype(config.compute_dtype)
-    # Without a device that computes in a narrow type throughout, only products gain from one.
-    dtype = np.dtype("float32") if jax.default_backend() == "cpu" else products
-    narrow = products if products.itemsize < dtype.itemsize else None
-    model = model.clone(remat=config.remat, dtype=dtype, products=narrow)
+    # A CPU gains from a narrow type in products alone, and from gradients of them written for it.
+    cpu = jax.default_backend() == "cpu"
+    model = model.clone(
+        remat=config.remat,
+        remat_policy=config.remat_policy,
+        dtype=jnp.float32 if cpu else products,
+        products=products if cpu else None,
+    )
     optimizer = optax.with_extra_args_support(optimizer)
     adapt = low_rank(config.lora.alpha if config.lora else 0.0)  # changes what has an adapter
 

@@ -86,6 +86,22 @@ def test_dense_layers_take_narrow_products_where_asked(use_bias):
     plain = layer.apply({"params": params}, x)
     for not_narrower in (None, "float32"):
         np.testing.assert_array_equal(run(not_narrower, params), plain)
-    # A layer that computes in the type itself needs no help.
-    own = layer.clone(dtype=jnp.bfloat16)
-    np.testing.assert_array_equal(run("bfloat16", params, own), own.apply({"params": params}, x))
+    own = layer.clone(dtype=jnp.bfloat16)  # which a wider type leaves alone
+    np.testing.assert_array_equal(run("float32", params, own), own.apply({"params": params}, x))
+
+
+def test_a_policy_may_keep_what_a_product_gives():
+    x, w = draw((5, 8), (8, 8))
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    for keep, products in ((None, 4), (policy, 3)):  # forward; perhaps again; two of the gradient
+        loss = jax.checkpoint(lambda x, w: jnp.sin(product(x, w, "float32")).sum(), policy=keep)
+        text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, w))
+        assert text.count("dot_general[") == products
+
+
+def test_a_factor_without_a_gradient_costs_none():
+    x, w = draw((5, 8), (8, 6))
+    loss = lambda x, w: jnp.sin(product(x, w, "float32")).sum()
+    for argument, shape in ((0, (5, 8)), (1, (8, 6))):
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argument))(x, w)
+        assert str(jaxpr).count("dot_general[") == 2 and jaxpr.out_avals[0].shape == shape

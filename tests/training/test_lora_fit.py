@@ -111,7 +111,8 @@ def test_checkpoints_hold_adapters_and_their_state_alone(tiny, sequences, config
     # Adapters and two moments of each; beside them the history (6 x 6) and three counts.
     assert held == 3 * size + 4 * (6 * 6 + 3)
     on_disk = sum(path.stat().st_size for path in folder.rglob("d/*"))
-    assert on_disk < num_bytes(params) / 2  # Orbax needs 20 kB for itself
+    # Orbax needs 20 to 70 kB for itself, the more the longer writing takes.
+    assert on_disk < num_bytes(params)
 
 
 def test_checkpoints_belong_to_the_parameters_they_were_made_with(

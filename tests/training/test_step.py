@@ -63,12 +63,18 @@ def reference(tiny, sequences):
 
 
 @pytest.mark.parametrize(
-    ("packing", "micro", "remat"), [(True, 2, True), (True, 8, False), (False, 2, False)]
+    ("packing", "micro", "options"),
+    [
+        (True, 2, {}),
+        (True, 2, {"remat_policy": "minimal"}),
+        (True, 8, {"remat": False}),
+        (False, 2, {"remat": False}),
+    ],
 )
 def test_accumulation_packing_and_remat_give_the_gradient_of_the_plain_loss(
-    tiny, sequences, reference, packing, micro, remat
+    tiny, sequences, reference, packing, micro, options
 ):
-    config = dataclasses.replace(CONFIG, packing=packing, micro_batch_size=micro, remat=remat)
+    config = dataclasses.replace(CONFIG, packing=packing, micro_batch_size=micro, **options)
     model, params = tiny
     descent = optax.sgd(1.0)  # the update is then the gradient
     step = make_train_step(model, descent, config)

@@ -36,6 +36,7 @@ def test_the_defaults_are_the_papers_values():
         ("eps", 0.0, "above 0"),
         ("max_grad_norm", 0.0, "above 0"),
         ("remat", "yes", "true or false"),
+        ("remat_policy", "some", "one of full, minimal"),
         ("packing", 1, "true or false"),
         ("compute_dtype", "float8", "float32, bfloat16"),
         ("optimizer", "adamw_8bit", "adamw, adafactor"),
