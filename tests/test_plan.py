@@ -234,8 +234,8 @@ def test_only_a_config_is_needed(table):
     assert figures["weights for decoding"] == ["0.99", "", "", "0.99"]
     assert figures["optimizer state"] == ["", "3.95", "", ""]
     assert figures["gradients"] == ["", "1.98", "", ""]
-    # 2 * 24 layers * 64 rows * (768 + 512 slots) * 2 heads * 64 * 2 bytes
-    assert figures["KV cache"] == ["1.01", "", "", "1.01"]
+    # 2 * 24 layers * 128 rows * (768 + 512 slots) * 2 heads * 64 * 2 bytes
+    assert figures["KV cache"] == ["2.01", "", "", "2.01"]
     for column in range(4):
         cells = [float(row[column] or 0) for name, row in figures.items() if name != "total"]
         assert float(figures["total"][column]) == pytest.approx(sum(cells), abs=0.04)

@@ -78,7 +78,7 @@ def run_config(args: argparse.Namespace, model: Path) -> dict:
             "batch_size": 8,
             "micro_batch_size": 8,
             "max_length": 256,
-            "remat": True,
+            "remat_policy": "minimal",
         },
         "arms": {"imm": {"weight": 0.5, "drop_rate": 0.2}},
         "rounds": 1,

@@ -28,7 +28,7 @@ class SamplingConfig:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    batch_size: int = 64
+    batch_size: int = 128
     chunk: int = 0
     weights: str = "model"
 
