@@ -10,10 +10,11 @@ tokens, AdamW at 2e-5 with weight decay 0 and clipping at 1.
 
 First torch's settings run an update each (on a GPU three), and the fastest is taken; where a type's
 first setting takes half as long again as the fastest so far, its others are left out. Then ours,
-torch at its best and TRL at that setting take turns, one update each, each in a process of its own
-that the others wait for. Tokens are those of the sequences, padding left out; seconds are medians;
-memory is the peak of a process (``VmHWM``), imports and all, and on a GPU what the device's
-allocator held at most. Ours is the step of ``imm_jax.fit``, compiled apart.
+torch at its best and TRL at that setting take turns, each in a process of its own that the others
+wait for: two updates, of which the second is timed, as one that follows another. Tokens are those
+of the sequences, padding left out; seconds are medians; memory is the peak of a process
+(``VmHWM``), imports and all, and on a GPU what the device's allocator held at most. Ours is the
+step of ``imm_jax.fit``, compiled apart.
 
 The limit counts ``imm_jax.training.flops.train_flops`` of these sequences, where only response
 tokens meet the head (what each side must do at least), over the peak of a large matrix product
@@ -36,8 +37,10 @@ import numpy as np
 
 PROMPT, SHORTEST, LONGEST, RATE = 64, 40, 200, 2e-5
 OURS = {
-    "cpu": {"micro_batch_size": 2, "remat_policy": "minimal"},  # packed: one row
-    "gpu": {"micro_batch_size": 16, "packing": False},  # cuDNN's attention
+    # Packed: one row. Where products are cheap, they are rather computed again than kept.
+    ("cpu", "float32"): {"micro_batch_size": 2, "remat_policy": "minimal"},
+    ("cpu", "bfloat16"): {"micro_batch_size": 2},
+    ("gpu", "bfloat16"): {"micro_batch_size": 16, "packing": False},  # cuDNN's attention
 }
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -201,9 +204,8 @@ def _words(options: dict) -> str:
 def compare(args: argparse.Namespace) -> dict:
     """Alternates ours and the peers; returns every answer and the medians."""
     best, trials = best_of_torch(args)
-    training = (json.loads(args.training) if args.training else OURS[args.device]) | {
-        "compute_dtype": args.compute_dtype
-    }
+    chosen = json.loads(args.training or "null") or OURS[args.device, args.compute_dtype]
+    training = chosen | {"compute_dtype": args.compute_dtype}
     own = json.dumps({"device": args.device, "training": training})
     serving = [sys.executable, __file__, args.model, "--serve", str(args.data), own]
     workers = {"imm_jax": Worker(serving, args.folder / "imm_jax.log")}
@@ -214,8 +216,9 @@ def compare(args: argparse.Namespace) -> dict:
     found = {name: [] for name in workers}
     for turn in range(args.runs + 1):
         for name, worker in workers.items():
+            worker.step()  # after a pause memory and caches are cold
             answer = worker.step()
-            if turn:  # the first update of each warms up
+            if turn:  # the first turn of each warms up
                 found[name].append(answer)
     ours = workers["imm_jax"].ready
     for worker in workers.values():
