@@ -55,7 +55,11 @@ sys.exit(code)
 def run_config(args: argparse.Namespace, model: Path) -> dict:
     """The settings of ``imm-jax run``."""
     style = "few_shot" if args.shots else "plain"
-    new = {"max_new_tokens": args.max_new_tokens}
+    decoding = {
+        "batch_size": args.batch_size,
+        "max_new_tokens": args.max_new_tokens,
+        "weights": args.weights,
+    }
     return {
         "model": str(model),
         "data": {
@@ -69,8 +73,8 @@ def run_config(args: argparse.Namespace, model: Path) -> dict:
             "shots": args.shots,
         },
         "samples": args.samples,
-        "sampling": {"temperature": 0.7, "batch_size": args.batch_size, **new},
-        "evaluation": {"temperature": 0.0, "batch_size": args.batch_size, **new},
+        "sampling": {"temperature": 0.7, **decoding},
+        "evaluation": {"temperature": 0.0, **decoding},
         "select": {"rule": "correct"},
         "training": {
             "learning_rate": 2e-5,
@@ -78,7 +82,8 @@ def run_config(args: argparse.Namespace, model: Path) -> dict:
             "batch_size": 8,
             "micro_batch_size": 8,
             "max_length": 256,
-            "remat_policy": "minimal",
+            "compute_dtype": args.compute_dtype,
+            "remat_policy": "minimal" if args.compute_dtype == "float32" else "full",
         },
         "arms": {"imm": {"weight": 0.5, "drop_rate": 0.2}},
         "rounds": 1,
@@ -231,9 +236,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--shots", type=int, default=4, help="worked examples in a prompt")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=64, help="rows side by side, ours")
-    parser.add_argument("--peer-batch-size", type=int, default=64, help="rows side by side")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows side by side, ours")
     dtypes = ("float32", "bfloat16")
+    parser.add_argument("--weights", choices=("model", "bfloat16"), default="model",
+                        help="generation, ours")  # fmt: skip
+    parser.add_argument("--compute-dtype", choices=dtypes, default="float32", help="training, ours")
+    parser.add_argument("--peer-batch-size", type=int, default=64, help="rows side by side")
     parser.add_argument("--peer-dtype", choices=dtypes, default="bfloat16", help="generation")
     parser.add_argument("--peer-train-dtype", choices=dtypes, default="bfloat16",
                         help="bfloat16: autocast")  # fmt: skip

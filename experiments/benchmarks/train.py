@@ -143,7 +143,7 @@ def serve(folder: str, data: str, options: dict) -> None:
 
 
 def _peak(options: dict) -> float:
-    """Operations a second of a large matrix product, the best of a few."""
+    """Operations a second of a large matrix product, the best of many: a machine's speed drifts."""
     import jax
     import jax.numpy as jnp
 
@@ -151,7 +151,7 @@ def _peak(options: dict) -> float:
     one = jnp.ones((size, size), options["training"]["compute_dtype"])
     product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
     seconds = []
-    for _ in range(8):
+    for _ in range(100):
         start = time.perf_counter()
         jax.block_until_ready(product(one, one))
         seconds.append(time.perf_counter() - start)

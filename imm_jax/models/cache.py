@@ -14,6 +14,7 @@ from imm_jax.models.decoder import (
     RMSNorm,
     layer_kinds,
     make_tables,
+    rotary,
     softcap_logits,
     unembedding,
 )
@@ -89,12 +90,16 @@ def extend(
     c, prefix = model.config, cache.prefix
     B, T = tokens_BT.shape
     before = 0 if prefix is None else prefix.length
-    positions_BT = before + start_B[:, None] + jnp.arange(T, dtype=jnp.int32)
+    slots_BT = start_B[:, None] + jnp.arange(T, dtype=jnp.int32)
+    positions_BT = before + slots_BT
     segments = [(_positions(B, cache.slots) + before, True)]
     if prefix is not None:
         slots_BP = _positions(B, prefix.layers[0][1].shape[1])
         segments.append((jnp.where(slots_BP < before, slots_BP, -1), True))
-    tables = make_tables(c, positions_BT, segments)
+    # Of all slots: a loop of decode steps computes them once, not for every step, layer and head.
+    turns = rotary(c, before + jnp.arange(cache.slots, dtype=jnp.int32))
+    turns = tuple(of_slots[:, slots_BT] for of_slots in turns)
+    tables = make_tables(c, turns, positions_BT, segments)
     x = _embed(weights["embed"]["embedding"], tokens_BT).astype(model.dtype)
     x = constrain(x * jnp.asarray(c.embed_scale, model.dtype), ROWS)
     block, layers = Block(c, model.dtype), []

@@ -64,25 +64,35 @@ def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:
     return kinds, np.array([kinds.index(s) for s in sliding], np.int32)
 
 
+def rotary(
+    config: ModelConfig, positions: Int[Array, "..."]
+) -> tuple[Float[Array, "kinds ... E2"], Float[Array, "kinds ... E2"]]:
+    """Cos and sin of positions, for every kind of layer."""
+    cos, sin = zip(*(rotary_tables(config, s, positions) for s in layer_kinds(config)[0]))
+    return jnp.stack(cos), jnp.stack(sin)
+
+
 def make_tables(
-    config: ModelConfig, positions_BT: Int[Array, "B T"], segments: list[tuple[Array, Array | bool]]
+    config: ModelConfig,
+    turns: tuple[Float[Array, "kinds B T E2"], Float[Array, "kinds B T E2"]],
+    positions_BT: Int[Array, "B T"],
+    segments: list[tuple[Array, Array | bool]],
 ) -> Tables:
     """Builds the tables of every kind of layer.
 
     Args:
       config: the model's.
+      turns: cos and sin of the queries, as ``rotary`` gives them.
       positions_BT: positions of the queries.
       segments: for each key-value segment the keys' positions ``[B, S]`` (-1 where empty) and a
         further mask ``[B, T, S]``, or True for none.
     """
-    kinds, _ = layer_kinds(config)
-    cos, sin = zip(*(rotary_tables(config, sliding, positions_BT) for sliding in kinds))
     masks = tuple(
         jnp.stack([causal_mask(positions_BT, keys, config.sliding_window if s else None) & extra
-                   for s in kinds])
+                   for s in layer_kinds(config)[0]])
         for keys, extra in segments
     )  # fmt: skip
-    return Tables(jnp.stack(cos), jnp.stack(sin), masks)
+    return Tables(*turns, masks)
 
 
 class RMSNorm(nn.Module):
@@ -264,7 +274,8 @@ class Decoder(nn.Module):
         embedding = constrain(self.embed.embedding, "tensor")
         x_BTD = jnp.take(embedding, tokens_BT, axis=0).astype(self.dtype)
         x_BTD = x_BTD * jnp.asarray(self.config.embed_scale, self.dtype)
-        tables = make_tables(self.config, positions, [(positions, same)])
+        turns = rotary(self.config, positions)
+        tables = make_tables(self.config, turns, positions, [(positions, same)])
         x_BTD = constrain(x_BTD, ROWS)
         narrow = self.products is not None and not self.is_initializing()
         with nn.intercept_methods(narrow_products(self.products)) if narrow else nullcontext():
