@@ -1,5 +1,6 @@
 """The forward pass with a key-value cache, over an unstacked list of layers."""
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -102,15 +103,21 @@ def extend(
     tables = make_tables(c, turns, positions_BT, segments)
     x = _embed(weights["embed"]["embedding"], tokens_BT).astype(model.dtype)
     x = constrain(x * jnp.asarray(c.embed_scale, model.dtype), ROWS)
-    block, layers = Block(c, model.dtype), []
+    layers = []
     for i, kind in enumerate(layer_kinds(c)[1]):
         layer = Cache(*cache.layers[i], start_B, prefix.layers[i] if prefix else None)
-        with nn.intercept_methods(narrow_products()):
-            x, kv = block.apply({"params": weights["layers"][i]}, x, tables, int(kind), layer)
+        x, kv = _block(Block(c, model.dtype), int(kind), weights["layers"][i], x, tables, layer)
         layers.append(constrain(kv, ROWS, "tensor"))
     norm = RMSNorm(c.rms_norm_eps, c.rms_norm_unit_offset)
     x = norm.apply({"params": weights["final_norm"]}, x)
     return x, KVCache(layers, prefix)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _block(block: Block, kind: int, params: dict, x, tables, layer: Cache):
+    """One layer, a function of its own so that it is traced once for all that are alike."""
+    with nn.intercept_methods(narrow_products()):
+        return block.apply({"params": params}, x, tables, kind, layer)
 
 
 def _embed(table: Float[Array, "V D"], tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
