@@ -153,13 +153,18 @@ def _prompt_lines(path: str | None) -> list[str]:
 
 
 def _keep_compiled_programs() -> None:
-    """A second run, or a run taken up again, does not compile the same programs again."""
+    """A second run, or a run taken up again, does not compile the same programs again.
+
+    Nor the small ones that JAX would not keep: they are many, and take longer to make than to read.
+    """
     import jax
 
     from imm_jax.models.sources import default_cache_dir
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 COMMANDS = {

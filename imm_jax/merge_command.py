@@ -20,8 +20,6 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def _merge_recipe(args: argparse.Namespace) -> None:
-    import jax
-
     from imm_jax.merge_recipe import merge_files
 
     for option in ("weight", "drop_rate", "from_"):
@@ -35,8 +33,6 @@ def _merge_recipe(args: argparse.Namespace) -> None:
         raise InputError("merge: no output folder, expected imm-jax merge RECIPE.yaml FOLDER")
     check_output(output, folder=True)
     _keep_freed_memory()
-    # Its programs are small and many runs share them.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with Stop() as should_stop:
         merge_files(
             args.model,
