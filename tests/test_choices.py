@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from imm_jax import choices
 from imm_jax.choices import (
     ChoiceAnswer,
+    Rows,
     ask_choices,
     choice_prompts,
     encode,
@@ -122,6 +124,32 @@ def test_batches_do_not_show(bench):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
 
 
+def test_a_prompt_runs_once_for_all_its_texts(bench, monkeypatch):
+    """Four texts of one prompt, two of another and two of none, which also score as if alone."""
+    model, params, _ = bench
+    one, two = tuple(range(3, 40)), tuple(range(50, 60))
+    rows = [((*one, *range(7, 7 + n)), len(one)) for n in (1, 2, 3, 20)]
+    rows += [((*two, *range(70, 70 + n)), len(two)) for n in (2, 1)]
+    rows += [(tuple(range(80, 80 + n)), 0) for n in (3, 2)]
+    seen = []
+
+    def watch(model, weights, prefix, batch):
+        seen.append(batch)
+        return row_scores(model, weights, prefix, batch)
+
+    monkeypatch.setattr(choices, "row_scores", watch)
+    together, _ = score_rows(model, params, rows, batch_size=8)
+    [batch] = seen
+    held = [tuple(prompt[prompt != 0]) for prompt in batch.prompts]
+    assert held == [one[:-1], two[:-1], (), ()]  # the last fills up to a power of two
+    assert np.bincount(batch.source).tolist() == [4, 2, 2]
+    logits_of = logits_in(model, params)
+    for (tokens, prompt), found in zip(rows, together):
+        logprobs = log_softmax(logits_of(tokens))
+        expected = sum(logprobs[i - 1, tokens[i]] for i in range(max(prompt, 1), len(tokens)))
+        assert found == pytest.approx(expected, abs=2e-4)
+
+
 def test_the_likeliest_option_is_the_answer():
     answer = ChoiceAnswer(id="q", logprobs=(-6.0, -5.0, -8.0), lengths=(4, 2, 8), gold=1)
     # Per character: -1.5, -2.5, -1.0.
@@ -133,13 +161,17 @@ def test_the_likeliest_option_is_the_answer():
 
 def test_logits_never_exist_for_the_whole_batch(tiny_config, random_params):
     """No float32 array of the program is as large as [B, T, V] or [scored tokens, V]."""
-    config = tiny_config("llama", vocab_size=5000)
+    config = tiny_config("llama", vocab_size=20_000)
     model, B, T = Decoder(config), 16, 64
     params = jax.eval_shape(lambda: random_params(config))
     layers = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params["layers"])]
     weights = params | {"layers": layers * config.num_hidden_layers}
-    rows = jax.ShapeDtypeStruct((B, T), np.int32), jax.ShapeDtypeStruct((B, T), np.float32)
-    compiled = row_scores.lower(model, weights, None, *rows).compile()
+    prompts, numbers, tokens = (
+        jax.ShapeDtypeStruct(shape, np.int32) for shape in ((B // 4, T), (B,), (B, T))
+    )
+    mask = jax.ShapeDtypeStruct((B, T), np.float32)
+    rows = Rows(prompts, numbers, numbers, tokens, mask)
+    compiled = row_scores.lower(model, weights, None, rows).compile()
     whole = B * T * config.vocab_size * 4
     assert compiled.memory_analysis().temp_size_in_bytes < whole / 3
 
