@@ -20,7 +20,7 @@ from imm_jax.analysis.importance import (
     without_layer,
 )
 from imm_jax.errors import InputError, Interrupted
-from imm_jax.models.decoder import Block, Decoder, layer_kinds, make_tables
+from imm_jax.models.decoder import Block, Decoder, layer_kinds, make_tables, rotary
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.loss import LossSums
@@ -130,7 +130,7 @@ def test_influence_is_one_minus_the_cosine(tiny, solutions, batches):
     for sequence in solutions:
         tokens = jnp.asarray([sequence.tokens[:-1]])
         positions = jnp.arange(tokens.shape[1])[None]
-        tables = make_tables(c, positions, [(positions, True)])
+        tables = make_tables(c, rotary(c, positions), positions, [(positions, True)])
         x = jnp.asarray(params["embed"]["embedding"])[tokens] * c.embed_scale
         for layer in range(3):
             own = jax.tree.map(lambda leaf, i=layer: leaf[i], params["layers"])
