@@ -194,7 +194,8 @@ def comparisons(run: Run) -> list[Compared]:
 
 def is_vanilla(arm: dict) -> bool:
     """Whether an arm's settings are those of self-improvement without merging."""
-    return (arm["weight"], arm["drop_rate"], arm["start_from"]) == (1.0, 0.0, "merged")
+    always = set(arm.get("schedule") or (1.0,)) == {1.0}
+    return always and (arm["weight"], arm["drop_rate"], arm["start_from"]) == (1.0, 0.0, "merged")
 
 
 def sentences(run: Run, compared: Sequence[Compared]) -> list[str]:

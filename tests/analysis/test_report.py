@@ -12,6 +12,7 @@ from imm_jax.analysis.report import (
     Run,
     comparisons,
     examples_of,
+    is_vanilla,
     page,
     provenance,
     sentences,
@@ -255,6 +256,9 @@ def test_what_is_compared_with_what():
     pairs = [(c.first, c.second, c.what.split("-")[0]) for c in comparisons(run)]
     assert pairs[:2] == [("imm", "vanilla", "out"), ("imm", "vanilla", "in")]
     assert ("vanilla", "original", "out") in pairs
+    # An arm that merges in the end is none that never does.
+    last = arms["vanilla"] | {"schedule": [1.0, 0.5]}
+    assert is_vanilla(arms["vanilla"] | {"schedule": [1.0]}) and not is_vanilla(last)
     # Without vanilla the merged arm is compared with the original; unfinished arms with nothing.
     run = make_run(config=CONFIG | {"arms": {"imm": arms["imm"]}})
     assert {(c.first, c.second) for c in comparisons(run)} == {("imm", "original")}
