@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# Our faster remat policy on a CPU: cheap products are rather computed again than kept.
+CPU_REMAT = {"float32": "minimal", "bfloat16": "full"}
+
 
 class Peer:
     """A running peer: ``ask`` sends a request and waits for its answer.

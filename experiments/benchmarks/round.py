@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 import yaml
+from bench import CPU_REMAT
 
 from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.load import load_model
@@ -83,7 +84,7 @@ def run_config(args: argparse.Namespace, model: Path) -> dict:
             "micro_batch_size": 8,
             "max_length": 256,
             "compute_dtype": args.compute_dtype,
-            "remat_policy": "minimal" if args.compute_dtype == "float32" else "full",
+            "remat_policy": CPU_REMAT[args.compute_dtype],
         },
         "arms": {"imm": {"weight": 0.5, "drop_rate": 0.2}},
         "rounds": 1,

@@ -34,13 +34,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from bench import CPU_REMAT
 
 PROMPT, SHORTEST, LONGEST, RATE = 64, 40, 200, 2e-5
 OURS = {
-    # Packed: one row. Where products are cheap, they are rather computed again than kept.
-    ("cpu", "float32"): {"micro_batch_size": 2, "remat_policy": "minimal"},
-    ("cpu", "bfloat16"): {"micro_batch_size": 2},
-    ("gpu", "bfloat16"): {"micro_batch_size": 16, "packing": False},  # cuDNN's attention
+    "cpu": {"micro_batch_size": 2},  # packed: one row
+    "gpu": {"micro_batch_size": 16, "packing": False},  # cuDNN's attention
 }
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -204,8 +203,12 @@ def _words(options: dict) -> str:
 def compare(args: argparse.Namespace) -> dict:
     """Alternates ours and the peers; returns every answer and the medians."""
     best, trials = best_of_torch(args)
-    chosen = json.loads(args.training or "null") or OURS[args.device, args.compute_dtype]
-    training = chosen | {"compute_dtype": args.compute_dtype}
+    training = OURS[args.device]
+    if args.device == "cpu":
+        training = training | {"remat_policy": CPU_REMAT[args.compute_dtype]}
+    if args.training:
+        training = json.loads(args.training)
+    training = training | {"compute_dtype": args.compute_dtype}
     own = json.dumps({"device": args.device, "training": training})
     serving = [sys.executable, __file__, args.model, "--serve", str(args.data), own]
     workers = {"imm_jax": Worker(serving, args.folder / "imm_jax.log")}
@@ -261,7 +264,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peers", nargs="*", default=["torch", "trl"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "autocast", "float32"])
-    parser.add_argument("--compute-dtype", default="bfloat16", help="ours")
+    parser.add_argument("--compute-dtype", choices=CPU_REMAT, default="bfloat16", help="ours")
     parser.add_argument("--training", help="ours, as JSON; see OURS")
     parser.add_argument("--folder", type=Path, default="runs/benchmark-train")
     parser.add_argument("--output", help="write the figures here, as JSON")

@@ -96,7 +96,8 @@ class TrainingConfig:
       bucket: row lengths are multiples of this many tokens, which bounds the compilations.
       remat: recompute each block in the backward pass.
       remat_policy: ``full`` recomputes all of a block; ``minimal`` all but matrix products and
-        attention, which is faster and keeps several times as much (``imm-jax plan`` says how much).
+        attention, which keeps several times as much (``imm-jax plan`` says how much) and is faster
+        but where products are cheap: with bfloat16 ones on a CPU ``full`` was.
       compute_dtype: of matrix products and, but on CPU, of activations; weights, optimizer state,
         norms, softmax and loss are float32.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
