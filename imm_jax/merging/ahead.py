@@ -43,6 +43,16 @@ def map_ahead(
         del result
 
 
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yields the items; a thread of its own draws the next one while one is used."""
+    end, source = object(), iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, source, end)
+            yield item
+
+
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS)

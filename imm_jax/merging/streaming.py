@@ -17,7 +17,7 @@ from jax import Array
 
 from imm_jax.errors import InputError
 from imm_jax.merging import exact
-from imm_jax.merging.ahead import THREADS, map_ahead
+from imm_jax.merging.ahead import THREADS, map_ahead, one_ahead
 from imm_jax.merging.block_program import PARTIAL, block_program
 from imm_jax.merging.layout import Leaf
 from imm_jax.merging.outofcore import row_ranks, select
@@ -130,6 +130,7 @@ def merge_parts(
 
     def passes() -> Iterator[_Pass]:
         for part, transform, shared in tasks:
+            part = _split_weights(part)
             transforms = chain(transform)
             _check(transforms, key, shared)
             if part.size * (1 + len(part.tuned)) <= KEPT and any(map(_is_gathered, transforms)):
@@ -137,7 +138,7 @@ def merge_parts(
             found = _measure_tensor(part, transforms, key, shared or [None] * len(transforms))
             yield _Pass(part, transforms, found, len(transforms))
 
-    for (one, block), result in _map_blocks(passes(), key):
+    for (one, block), result in _map_blocks(one_ahead(passes()), key):
         yield one.part, result.reshape(-1)[: block.size]
 
 
@@ -154,6 +155,7 @@ def measure_model(parts: Sequence[Part], transform: Any, key: Array | None = Non
             shared.append(None)
             continue
         chosen = [p for p in parts if item.includes is None or item.includes(_tensor_of(p))]
+        chosen = list(map(_split_weights, chosen))
         local = [_measure_tensor(part, transforms[:index], key, shared[:index]) for part in chosen]
 
         def blocks(chosen=chosen, local=local, index=index) -> Iterator[tuple[Block, Any]]:
@@ -189,6 +191,13 @@ def _read_once(part: Part) -> Part:
     """The part with reads that are remembered as long as it is."""
     reads = {read: functools.cache(read) for read in {part.base, *part.tuned}}
     return part._replace(base=reads[part.base], tuned=tuple(reads[read] for read in part.tuned))
+
+
+def _split_weights(part: Part) -> Part:
+    """The part with its numbers as the blocks' programs take them, not split for each block."""
+    return part._replace(
+        weights=tuple(w if callable(w) else exact.to_double(np.float64(w)) for w in part.weights)
+    )
 
 
 def _measure_tensor(
@@ -270,9 +279,7 @@ def _run_block(one: _Pass, block: Block, key: Array | None) -> Any:
     inputs = Inputs(
         values[part.base],
         tuple(values[read] for read in part.tuned),
-        tuple(
-            exact.to_double(_read(w, block) if callable(w) else np.float64(w)) for w in part.weights
-        ),
+        tuple(exact.to_double(_read(w, block) if callable(w) else w) for w in part.weights),
     )
     place = Place(hash_path(part.name), np.uint32(0), np.uint32(block.start % 2**32))
     local = list(statistics[:stop])
