@@ -42,36 +42,49 @@ def attend(
       q_BTHE: rotated queries.
       segments: ``(k, v, mask_BTS)`` each: keys ``[B, K, E, S]`` and values ``[B, K, S, E]``, or
         both without B for a segment that all rows share, which is then read once instead of once a
-        row. In this order both products run along what lies side by side.
+        row, with heads before rows all the way. In this order both products run along what lies
+        side by side.
       scale: factor on the scores.
       softcap: scores become ``softcap * tanh(scores / softcap)`` where set.
     """
     B, T, H, E = q_BTHE.shape
     K = segments[0][0].shape[-3]
-    q_BKNE = q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, E)
-    scores = []
+    q_BKGTE = q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4)
+    scores, greatest = [], []
     for k, _, mask in segments:
-        score = jnp.matmul(q_BKNE, k, preferred_element_type=jnp.float32) * scale
-        score = score.reshape(B, K, H // K, T, -1)
+        score = _matmul(_turn(q_BKGTE, k), k) * scale
         if softcap is not None:
             score = softcap * jnp.tanh(score / softcap)
-        scores.append(jnp.where(mask[:, None, None], score, MASKED))
-    probs = jax.nn.softmax(scores[0] if len(scores) == 1 else jnp.concatenate(scores, -1), axis=-1)
-    out_BTKGE, start = 0, 0
-    for _, v, mask in segments:
-        part_BKGTS = probs[..., start : start + mask.shape[-1]].astype(v.dtype)
-        out_BTKGE += _weighted_sum(part_BKGTS, v)
-        start += mask.shape[-1]
-    return out_BTKGE.reshape(B, T, H, E)
+        scores.append(jnp.where(_turn(mask[:, None, None], k), score, MASKED))
+        greatest.append(_turn(scores[-1].max(-1, keepdims=True), k))
+    greatest_BKGT1 = jax.lax.stop_gradient(functools.reduce(jnp.maximum, greatest))
+    weights = [jnp.exp(s - _turn(greatest_BKGT1, k)) for s, (k, _, _) in zip(scores, segments)]
+    totals = [_turn(w.sum(-1, keepdims=True), k) for w, (k, _, _) in zip(weights, segments)]
+    out_BKGTE = 0
+    for weight, (_, v, _) in zip(weights, segments):
+        probs = (weight / _turn(sum(totals), v)).astype(v.dtype)
+        out_BKGTE += _turn(_weighted_sum(probs, v), v)
+    out_BTKGE = out_BKGTE.transpose(0, 3, 1, 2, 4)
+    return out_BTKGE.reshape(B, T, H, E).astype(q_BTHE.dtype)
 
 
-def _weighted_sum(probs_BKGTS: Float[Array, "B K G T S"], v: Float[Array, "..."]):
-    if v.ndim == 4 and probs_BKGTS.shape[3] == 1:
+def _weighted_sum(weight: Float[Array, "X Y G T S"], v: Float[Array, "..."]):
+    if v.ndim == 4 and weight.shape[3] == 1:
         # One query a row: XLA:CPU runs this sum ten times as fast as the batched matrix product.
-        out_BKGE = jnp.sum(probs_BKGTS[:, :, :, 0, :, None] * v[:, :, None], axis=-2)
-        return out_BKGE[:, None]
-    values = "BKSE" if v.ndim == 4 else "KSE"
-    return jnp.einsum(f"BKGTS,{values}->BTKGE", probs_BKGTS, v)
+        return jnp.sum(weight[:, :, :, 0, :, None] * v[:, :, None], axis=-2)[:, :, :, None]
+    return _matmul(weight, v)
+
+
+def _turn(x: Float[Array, "..."], segment: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Rows and heads exchanged, where ``segment`` is shared: heads are then its products' batch."""
+    return x.swapaxes(0, 1) if segment.ndim == 3 else x
+
+
+def _matmul(x: Float[Array, "X Y G T I"], y: Float[Array, "... I J"]) -> Float[Array, "X Y G T J"]:
+    """One product a head, and a row where ``y`` has rows: all other axes of ``x`` are merged."""
+    flat = x.reshape(*x.shape[: y.ndim - 2], -1, x.shape[-1])
+    out = jnp.matmul(flat, y, preferred_element_type=jnp.float32)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def attend_causal(
