@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from imm_jax import checkpoints
+from imm_jax import checkpoint_files
 from imm_jax.checkpoints import DamagedCheckpoint, restore, save
 from imm_jax.errors import InputError
 from tests.devices import ask
@@ -76,7 +76,8 @@ def test_optimizer_states_come_back_through_a_pattern(tmp_path):
 SHARDED = """
 import sys, jax, numpy as np, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from imm_jax.checkpoints import StepCheckpoints, restore, save
+from imm_jax.checkpoints import restore, save
+from imm_jax.step_checkpoints import StepCheckpoints
 value = np.arange(64 * 3, dtype=np.float32).reshape(64, 3)
 def on(count):
     return NamedSharding(Mesh(np.array(jax.devices()[:count]), ("x",)), P("x"))
@@ -218,7 +219,7 @@ def test_a_pattern_that_does_not_fit_is_an_error_that_names_the_leaf(tmp_path, c
 def test_a_full_disk_is_said_before_writing_and_the_old_state_stays(tmp_path, monkeypatch):
     save(tmp_path / "c", tree(1))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage(100, 100, 0))
+    monkeypatch.setattr(checkpoint_files.shutil, "disk_usage", lambda _: usage(100, 100, 0))
     with pytest.raises(InputError, match="not enough room on the disk"):
         save(tmp_path / "c", tree(2))
     assert_bits(restore(tmp_path / "c"), tree(1))
@@ -228,6 +229,7 @@ def test_the_module_is_cheap_to_import_and_silent(tmp_path):
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO)\n"
         "from imm_jax.checkpoints import *; import numpy as np\n"
+        "from imm_jax.step_checkpoints import StepCheckpoints\n"
         "assert 'orbax' not in sys.modules\n"
         "save(sys.argv[1], {'w': np.ones(3)}); restore(sys.argv[1])\n"
         "with StepCheckpoints(sys.argv[1] + '-s') as s: s.save(1, {'w': np.ones(3)})\n"

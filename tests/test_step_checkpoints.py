@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imm_jax.checkpoints import StepCheckpoints, restore
+from imm_jax.checkpoints import restore
 from imm_jax.errors import InputError
+from imm_jax.step_checkpoints import StepCheckpoints
 from tests.test_checkpoints import ENVIRONMENT, assert_bits, files, flip, tree
 
 FULL = """
 import resource, signal, sys
 import numpy as np
-from imm_jax.checkpoints import StepCheckpoints, restore, save
+from imm_jax.checkpoints import restore, save
+from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.errors import InputError
 small, large = ({"w": np.full(n, 1.0, np.float32)} for n in (10, 1_000_000))
 save(sys.argv[1] + "/c", small)
@@ -91,7 +93,8 @@ def test_damaged_and_unfinished_steps_are_named_and_passed_over(tmp_path, caplog
 KILLED = """
 import sys
 import numpy as np
-from imm_jax.checkpoints import StepCheckpoints, save
+from imm_jax.checkpoints import save
+from imm_jax.step_checkpoints import StepCheckpoints
 with StepCheckpoints(sys.argv[1] + "/steps") as steps:
     newest = steps.restore_latest()
     for value in range(newest[0] + 1 if newest else 1, 100_000):

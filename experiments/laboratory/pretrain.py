@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import settings
 
-from imm_jax.checkpoints import StepCheckpoints
 from imm_jax.console import logging_to_stderr
 from imm_jax.files import atomic_write
 from imm_jax.laboratory.pretraining import begin, init_params, make_pretrain
@@ -24,6 +23,7 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
 from imm_jax.progress import Progress
 from imm_jax.rounds.compiled import accuracies
+from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.tree import num_params
 
 CHUNK = 100  # steps between two looks

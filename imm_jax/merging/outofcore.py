@@ -1,7 +1,8 @@
 """Exact order statistics of numbers that come in blocks and are never in memory together."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -9,8 +10,12 @@ from imm_jax.merging.statistics import NOTHING, Largest
 
 SAMPLED = 1 << 14  # numbers of a block from which bounds are guessed
 HELD = 1 << 22  # candidates in memory at once
+RANKED = 1 << 17  # so few numbers are all candidates
 IN_CACHE = 1 << 16  # elements ranked at once
 WHOLE = (0, int(NOTHING) + 1)
+
+T = TypeVar("T")
+Blocks = Callable[[Callable[[Sequence[np.ndarray]], T]], Iterator[T]]
 
 
 class _Search(NamedTuple):
@@ -20,29 +25,28 @@ class _Search(NamedTuple):
     tried: tuple[int, int]
 
 
-def select(
-    blocks: Callable[[], Iterator[Sequence[np.ndarray]]], size: int, models: int, measure: Largest
-) -> np.ndarray:
+def select(blocks: Blocks, size: int, models: int, measure: Largest) -> np.ndarray:
     """The thresholds of a :class:`Largest`, as int32 ``[arrays, ranks]``.
 
-    The first block gives bounds that the k-th largest is likely to lie between. A pass over all
-    blocks counts what is above them and keeps what is between; where the k-th is not among those,
-    or there are too many, bounds from a sample of everything serve for another pass. The answer is
-    exact either way.
+    One block, the first that is there, gives bounds that the k-th largest is likely to lie between.
+    A pass over all blocks counts what is above them and keeps what is between; where the k-th is
+    not among those, or there are too many, bounds from a sample of everything serve for another
+    pass. The answer is exact either way.
 
     Args:
-      blocks: computes the blocks anew in each call: for each a list of arrays of float32 >= 0.
+      blocks: computes the blocks anew in each call, for each a list of arrays of float32 >= 0, and
+        yields what the function given to it makes of each, perhaps on threads.
       size: how many numbers each array has over all blocks.
       models: how many models there are, for the ranks.
       measure: what is asked for.
     """
-    count = _count_positive(blocks()) if measure.of_positive else size
+    count = _count_positive(blocks) if measure.of_positive else size
     ranks = [[int(k) for k in row] for row in measure.ranks(count, models)]
     searches = {(i, k): _Search(WHOLE, WHOLE) for i, row in enumerate(ranks) for k in row if k}
     found: dict[tuple[int, int], int] = {}
     first = True
     while searches:
-        searches = _narrow(blocks(), size, searches, found, first)
+        searches = _narrow(blocks, size, searches, found, first)
         first = False
     rows = [[found.get((i, k), NOTHING) for k in row] for i, row in enumerate(ranks)]
     return np.array(rows, np.int32)
@@ -53,33 +57,33 @@ def _bits(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x, np.float32).view(np.int32)
 
 
-def _count_positive(blocks: Iterator[Sequence[np.ndarray]]) -> list[int]:
-    counts: list[int] = []
-    for arrays in blocks:
-        counts = counts or [0] * len(arrays)
-        counts = [n + int(np.count_nonzero(x > 0)) for n, x in zip(counts, arrays, strict=True)]
-    return counts
+def _count_positive(blocks: Blocks) -> list[int]:
+    counts = blocks(lambda arrays: [int(np.count_nonzero(x > 0)) for x in arrays])
+    return [sum(of_array) for of_array in zip(*counts)]
 
 
-def _narrow(
-    blocks: Iterator[Sequence[np.ndarray]], size: int, searches: dict, found: dict, first: bool
-) -> dict:
+def _narrow(blocks: Blocks, size: int, searches: dict, found: dict, first: bool) -> dict:
     """One pass: puts what it decides into ``found`` and returns the searches that are left."""
     above, held = dict.fromkeys(searches, 0), dict.fromkeys(searches, 0)
     inside: dict = {at: [] for at in searches}
     samples: dict = {at: [] for at in searches}
-    for arrays in blocks:
+    guess, lock = first and size > RANKED, threading.Lock()
+
+    def look(arrays: Sequence[np.ndarray]) -> dict:
+        nonlocal guess
         bits = [_bits(x) for x in arrays]
-        for at, search in searches.items():
-            x = bits[at[0]]
-            step = max(1, x.size // SAMPLED)
-            # Copied, or the block would stay in memory.
-            samples[at].append(x[:: max(step, size // HELD)].copy())
-            if first and x.size and size > HELD and search.tried == WHOLE:
-                search = searches[at] = _Search(WHOLE, _guess(x[::step], at[1] / size, 0.03))
-            low, high = search.tried
-            above[at] += int(np.count_nonzero(x >= high))
-            candidates = x if search.tried == WHOLE else x[(x >= low) & (x < high)]
+        with lock:  # all blocks are held against the same bounds
+            if guess and bits[0].size:
+                for at in searches:
+                    sample = bits[at[0]][:: max(1, bits[0].size // SAMPLED)]
+                    searches[at] = _Search(WHOLE, _guess(sample, at[1] / size, 0.03))
+                guess = False
+        return {at: _sift(bits[at[0]], size, *search.tried) for at, search in searches.items()}
+
+    for sifted in blocks(look):
+        for at, (sample, count, candidates) in sifted.items():
+            samples[at].append(sample)
+            above[at] += count
             held[at] += candidates.size
             if held[at] <= HELD:
                 inside[at].append(candidates)
@@ -94,8 +98,8 @@ def _narrow(
                 continue
             known = (known_low, low)
         elif held[at] <= HELD:
-            values = np.concatenate(inside[at])
-            found[at] = max(0, int(np.partition(values, held[at] - place)[held[at] - place]))
+            values = np.sort(np.concatenate(inside[at]))  # a partition is slow where many tie
+            found[at] = max(0, int(values[held[at] - place]))
             continue
         elif high - low == 1:
             found[at] = low
@@ -108,6 +112,15 @@ def _narrow(
             tried = (sum(known) // 2, known[1])
         left[at] = _Search(known, tried)
     return left
+
+
+def _sift(x: np.ndarray, size: int, low: int, high: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """A sample of a block, how many are at or above ``high``, and those between the bounds."""
+    # Copied, or the block would stay in memory.
+    sample = x[:: max(1, x.size // SAMPLED, size // HELD)].copy()
+    beyond = x >= high
+    candidates = x if (low, high) == WHOLE else np.compress((x >= low) & ~beyond, x)
+    return sample, int(np.count_nonzero(beyond)), candidates
 
 
 def _guess(sample: np.ndarray, share: float, margin: float) -> tuple[int, int]:

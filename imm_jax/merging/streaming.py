@@ -158,10 +158,9 @@ def measure_model(parts: Sequence[Part], transform: Any, key: Array | None = Non
         chosen = list(map(_split_weights, chosen))
         local = [_measure_tensor(part, transforms[:index], key, shared[:index]) for part in chosen]
 
-        def blocks(chosen=chosen, local=local, index=index) -> Iterator[tuple[Block, Any]]:
+        def blocks(then, chosen=chosen, local=local, index=index) -> Iterator[Any]:
             passes = [_Pass(p, transforms, s, index) for p, s in zip(chosen, local, strict=True)]
-            for (_, block), values in _map_blocks(passes, key):
-                yield block, values
+            return (result for _, result in _map_blocks(passes, key, then))
 
         size = sum(part.size for part in chosen)
         models = len(parts[0].tuned) if parts else 0
@@ -210,27 +209,32 @@ def _measure_tensor(
             found.append(shared[index])
             continue
         one = _Pass(part, transforms, tuple(found), index)
-        blocks = lambda one=one: ((b, x) for (_, b), x in _map_blocks([one], key))
+        blocks = lambda then, one=one: (result for _, result in _map_blocks([one], key, then))
         found.append(_gather(item.measure, blocks, part.size, len(part.tuned)))
     return found
 
 
 def _gather(
     measure: Totals | Largest,
-    blocks: Callable[[], Iterator[tuple[Block, Any]]],
+    blocks: Callable[[Callable[[Block, Any], Any]], Iterator[Any]],
     size: int,
     models: int,
 ) -> Any:
-    """A statistic from the values of each block, which ``blocks()`` computes anew in each pass."""
+    """A statistic from the values of each block, which ``blocks`` computes anew in each pass, and
+    hands to the function it is given.
+    """
     if isinstance(measure, Totals):
-        total: Any = None
-        for _, sums in blocks():
-            wide = jax.tree.map(
-                lambda x: x.sum(dtype=np.int64 if x.dtype.kind == "u" else float), sums
-            )
-            total = wide if total is None else jax.tree.map(np.add, total, wide)
+
+        def wide(_: Block, sums: Any) -> Any:
+            dtypes = {"u": np.int64}
+            return jax.tree.map(lambda x: x.sum(dtype=dtypes.get(x.dtype.kind, float)), sums)
+
+        total = functools.reduce(lambda *two: jax.tree.map(np.add, *two), blocks(wide))
         return measure.finish(jax.tree.map(np.float32, total), size)
-    flat = lambda: ([x.reshape(-1)[: block.size] for x in values] for block, values in blocks())
+
+    def flat(look: Callable[[Sequence[np.ndarray]], Any]) -> Iterator[Any]:
+        return blocks(lambda block, values: look([x.reshape(-1)[: block.size] for x in values]))
+
     return select(flat, size, models, measure)
 
 
@@ -257,12 +261,17 @@ def _blocks(part: Part, reach: str) -> Iterator[Block]:
 
 
 def _map_blocks(
-    passes: Iterable[_Pass], key: Array | None
+    passes: Iterable[_Pass], key: Array | None, then: Callable[[Block, Any], Any] | None = None
 ) -> Iterator[tuple[tuple[_Pass, Block], Any]]:
-    """Goes through tensors block by block, with :func:`_run_block` on threads."""
+    """Goes through tensors block by block, with :func:`_run_block`, and ``then``, on threads."""
+
+    def run_block(item: tuple[_Pass, Block]) -> Any:
+        result = _run_block(*item, key)
+        return result if then is None else then(item[1], result)
+
     blocks = ((one, block) for one in passes for block in _blocks(one.part, one.reach))
     cost = lambda item: max(item[1].size, SMALL)
-    return map_ahead(lambda item: _run_block(*item, key), blocks, cost, IN_FLIGHT * BLOCK)
+    return map_ahead(run_block, blocks, cost, IN_FLIGHT * BLOCK)
 
 
 def _run_block(one: _Pass, block: Block, key: Array | None) -> Any:

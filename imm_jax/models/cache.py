@@ -13,13 +13,11 @@ from imm_jax.models.decoder import (
     Cache,
     Decoder,
     RMSNorm,
-    layer_kinds,
-    make_tables,
-    rotary,
     softcap_logits,
     unembedding,
 )
 from imm_jax.models.products import narrow_products
+from imm_jax.models.tables import layer_kinds, make_tables, rotary
 from imm_jax.sharding import ROWS, constrain
 
 

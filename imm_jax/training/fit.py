@@ -17,10 +17,10 @@ import numpy as np
 from flax import linen as nn
 
 from imm_jax import hosts, sharding
-from imm_jax.checkpoints import StepCheckpoints
 from imm_jax.errors import InputError
 from imm_jax.files import atomic_write
 from imm_jax.progress import Progress
+from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.training.batching import Batches, Sequence, prepare
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.loop import Run, commit

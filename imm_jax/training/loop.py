@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imm_jax import sharding
-from imm_jax.checkpoints import StepCheckpoints
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.progress import Progress
+from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.training.batching import Batches
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.optimizer import make_optimizer

@@ -20,7 +20,8 @@ from imm_jax.analysis.importance import (
     without_layer,
 )
 from imm_jax.errors import InputError, Interrupted
-from imm_jax.models.decoder import Block, Decoder, layer_kinds, make_tables, rotary
+from imm_jax.models.decoder import Block, Decoder
+from imm_jax.models.tables import layer_kinds, make_tables, rotary
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.loss import LossSums

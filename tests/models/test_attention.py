@@ -44,6 +44,33 @@ def test_ours_is_jaxs_attention_forward_and_backward(qkv, window):
             np.testing.assert_allclose(one, two, atol=2e-5)
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_segments_are_attended_to_as_one(queries, softcap):
+    """A shared prefix, part of it empty, then each row's own slots: against NumPy in float64."""
+    rng = np.random.default_rng(0)
+    B, K, G, E, P, S = 3, 2, 2, 8, 6, 5
+    q = np.float32(rng.standard_normal((B, queries, K * G, E)))
+    shared = rng.standard_normal((K, E, P)), rng.standard_normal((K, P, E))
+    own = rng.standard_normal((B, K, E, S)), rng.standard_normal((B, K, S, E))
+    masks = rng.random((B, queries, P)) < 0.7, rng.random((B, queries, S)) < 0.7
+    masks[1][:, :, 0] = True
+    masks[0][0] = False  # a row that sees nothing of the prefix
+    segments = [(*shared, masks[0]), (*own, masks[1])]
+    found = attend(jnp.asarray(q), segments, scale=0.3, softcap=softcap)
+
+    keys, values = (
+        np.concatenate([np.broadcast_to(x, (B, *x.shape)), y], axis)
+        for x, y, axis in zip(shared, own, (3, 2))
+    )
+    score = 0.3 * np.einsum("btkge,bkes->bkgts", q.reshape(B, queries, K, G, E), keys)
+    score = score if softcap is None else softcap * np.tanh(score / softcap)
+    weight = np.exp(score) * np.concatenate(masks, -1)[:, None, None]
+    weight /= weight.sum(-1, keepdims=True)
+    expected = np.einsum("bkgts,bkse->btkge", weight, values).reshape(q.shape)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 def test_a_cpu_never_tries_the_fused_kernel(monkeypatch):
     def tried(*_):
         raise AssertionError("tried")
