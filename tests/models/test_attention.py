@@ -56,7 +56,7 @@ def test_segments_are_attended_to_as_one(queries, softcap):
     masks = rng.random((B, queries, P)) < 0.7, rng.random((B, queries, S)) < 0.7
     masks[1][:, :, 0] = True
     masks[0][0] = False  # a row that sees nothing of the prefix
-    segments = [(*shared, masks[0]), (*own, masks[1])]
+    segments = [(*map(jnp.asarray, kv), m) for kv, m in zip((shared, own), masks)]
     found = attend(jnp.asarray(q), segments, scale=0.3, softcap=softcap)
 
     keys, values = (
