@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Sequences
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imm_jax.errors import InputError
 from imm_jax.training.config import TrainingConfig
 
-OVERHEAD = 128  # what a micro batch costs beside its tokens, in tokens, on a CPU
+ENOUGH = 512  # tokens of a micro batch that keep a CPU's products busy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Batches:
       config: reads batch_size, micro_batch_size, epochs, max_length, bucket and packing.
       seed: of the order.
       shards: how many parts of a mesh each micro batch is split over; it has
-        ``config.micro_batch_size`` rows for each, or fewer where that pads less.
+        ``config.micro_batch_size`` rows for each.
 
     Raises:
       InputError: there is no sequence.
@@ -106,7 +107,7 @@ class Batches:
         self.steps_per_epoch = -(-len(sequences) // config.batch_size)
         self.steps = self.steps_per_epoch * config.epochs
         self._longest = max(len(sequence.tokens) - 1 for sequence in sequences)
-        self._height, self._width = self._packed_shape() if config.packing else (None, None)
+        self._width = self._packed_width() if config.packing else None
 
     def __len__(self) -> int:
         return self.steps
@@ -138,41 +139,38 @@ class Batches:
             return [[s] for s in chosen], self._round_up(len(chosen[0].tokens) - 1)
         return pack(chosen, self._width), self._width
 
-    def _packed_shape(self) -> tuple[int, int]:
-        """The rows of a micro batch, and their width, that pad the first epoch's batches least.
-
-        Widths go up to twice the longest sequence; of equals the narrowest, because a wider row
-        makes attention dearer.
+    def _packed_width(self) -> int:
+        """The width that pads the first epoch's batches least, up to twice the longest sequence; of
+        equals the narrowest, because a wider row makes attention dearer.
         """
         limit = max(self._longest, min(2 * self._longest, self.config.max_length - 1))
         widths = range(self._round_up(self._longest), self._round_up(limit) + 1, self.config.bucket)
         epoch = [self.chosen(step) for step in range(self.steps_per_epoch)]
-        counts = {width: [len(pack(batch, width)) for batch in epoch] for width in widths}
 
-        def cost(shape: tuple[int, int]) -> int:
-            height, width = shape
-            return sum(-(-rows // height) for rows in counts[width]) * (height * width + OVERHEAD)
+        def positions(width: int) -> int:
+            height = self._rows_per_micro_batch(width)
+            return width * height * sum(-(-len(pack(batch, width)) // height) for batch in epoch)
 
-        # The same number of rows on each part of a mesh; of equals the most.
-        shapes = [
-            (height, width)
-            for width in widths
-            for height in range(self._rows_per_micro_batch(width), 0, -self.shards)
-        ]
-        return min(shapes, key=cost)
+        return min(widths, key=positions)
 
     def _round_up(self, length: int) -> int:
         return -(-length // self.config.bucket) * self.config.bucket
 
     def _rows_per_micro_batch(self, width: int) -> int:
-        """The most; packed rows are wider, so fewer of them: the same tokens either way."""
+        """Packed rows are wider, so a micro batch takes fewer: the same tokens either way.
+
+        On a CPU so few that ``ENOUGH`` tokens are in it: more are no faster, and a batch of short
+        sequences, which fills a part of its last micro batch, would pad the more.
+        """
         rows = min(self.config.micro_batch_size, -(-self.config.batch_size // self.shards))
         if self.config.packing:
             rows = round(rows * self._round_up(self._longest) / width)
+            if jax.default_backend() == "cpu":
+                rows = min(rows, ENOUGH // width)
         return max(1, rows) * self.shards
 
     def _arrays(self, rows: list[list[Sequence]], width: int) -> Batch:
-        height = self._height or self._rows_per_micro_batch(width)
+        height = self._rows_per_micro_batch(width)
         most = -(-self.config.batch_size // height)  # if every sequence had its own row
         names = ("tokens", "targets", "mask", "positions", "segment_ids")
         flat = {name: np.zeros((most * height, width), np.int32) for name in names}

@@ -77,9 +77,9 @@ class TrainingConfig:
       learning_rate: peak of the schedule.
       epochs: passes over the sequences.
       batch_size: sequences of one update.
-      micro_batch_size: sequences of one forward and backward pass at most, on a mesh for each part
-        that the batch is split into; packed rows take as many as pad least. Gradients of a batch's
-        micro batches are summed. Changes memory and speed, never the result (to 1e-6).
+      micro_batch_size: sequences of one forward and backward pass, on a mesh for each part that
+        the batch is split into (on a CPU fewer, where these hold 512 tokens); gradients of a
+        batch's micro batches are summed. Changes memory and speed, never the result (to 1e-6).
       max_length: tokens of a sequence, prompt and response; longer ones are cut.
       warmup_ratio: share of the steps in which the rate rises from 0; then ``schedule``.
       schedule: ``cosine`` and ``linear`` fall to 0 at the end.

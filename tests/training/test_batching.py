@@ -132,29 +132,26 @@ def test_no_sequences_is_an_error_in_one_line():
 
 
 def test_rows_are_as_wide_as_pads_least():
-    """Lengths 600 and 900 fill rows of 1500; rows of twice the longest would leave 300 empty."""
-    lengths = [900, 600] * 8
+    """Lengths 60 and 90 fill rows of 150, where rows of twice the longest would leave 30 empty."""
+    lengths = [90, 60] * 8
     sequences = [Sequence(tuple(range(n + 1)), 1) for n in lengths]
-    config = TrainingConfig(
-        batch_size=16, micro_batch_size=1, bucket=100, epochs=1, max_length=2000
-    )
+    config = TrainingConfig(batch_size=16, micro_batch_size=1, bucket=10, epochs=1)
     batch = Batches(sequences, config, seed=0)[0]
-    assert batch.tokens.shape[-1] == 1500 and batch.micro_batches == 8
-    short = dataclasses.replace(config, max_length=1001)
-    assert Batches(sequences, short, seed=0)[0].tokens.shape[-1] == 900
+    assert batch.tokens.shape[-1] == 150 and batch.micro_batches == 8
+    short = dataclasses.replace(config, max_length=101)
+    assert Batches(sequences, short, seed=0)[0].tokens.shape[-1] == 90
 
 
-def test_a_micro_batch_has_no_more_rows_than_pads_least():
-    """One long sequence and seven short ones fill three rows, where eight are allowed."""
-    lengths = [100, *[20] * 7]
-    sequences = [Sequence(tuple(range(n + 1)), 1) for n in lengths]
+def test_a_cpu_takes_no_more_rows_than_keep_it_busy(monkeypatch):
+    """Sequences of 100 tokens, eight a micro batch: five rows of 100 are more than 500 tokens."""
+    sequences = [Sequence(tuple(range(101)), 1) for _ in range(8)]
     config = TrainingConfig(batch_size=8, micro_batch_size=8, bucket=10, epochs=1, max_length=101)
     batch = Batches(sequences, config, seed=0)[0]
-    assert batch.tokens.shape[1:] == (3, 100) and batch.micro_batches == 1
-    assert sorted(len(tokens) for tokens, _, _ in unpack(batch)) == sorted(lengths)
-    # On a mesh of four parts each part has a row at least, and the same number.
-    spread = Batches(sequences, config, seed=0, shards=4)[0]
-    assert spread.tokens.shape[1] % 4 == 0
-    # Where a second pass costs more than it saves, all rows that are allowed are taken.
-    full = [Sequence(tuple(range(101)), 1) for _ in range(8)]
-    assert Batches(full, config, seed=0)[0].tokens.shape[1:] == (8, 100)
+    assert batch.tokens.shape == (2, 5, 100) and batch.micro_batches == 2
+    assert len(unpack(batch)) == 8
+    spread = Batches(sequences, config, seed=0, shards=2)[0]  # on a mesh for each of its parts
+    assert spread.tokens.shape == (1, 8, 100)
+    few = dataclasses.replace(config, micro_batch_size=3)
+    assert Batches(sequences, few, seed=0)[0].tokens.shape == (3, 3, 100)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert Batches(sequences, config, seed=0)[0].tokens.shape == (1, 8, 100)
