@@ -226,8 +226,9 @@ def _gather(
     if isinstance(measure, Totals):
 
         def wide(_: Block, sums: Any) -> Any:
-            dtypes = {"u": np.int64}
-            return jax.tree.map(lambda x: x.sum(dtype=dtypes.get(x.dtype.kind, float)), sums)
+            return jax.tree.map(
+                lambda x: x.sum(dtype=np.int64 if x.dtype.kind == "u" else float), sums
+            )
 
         total = functools.reduce(lambda *two: jax.tree.map(np.add, *two), blocks(wide))
         return measure.finish(jax.tree.map(np.float32, total), size)

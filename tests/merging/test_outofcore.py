@@ -1,6 +1,7 @@
 """Order statistics of numbers in blocks, against NumPy's sort, in as little memory as allowed."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -52,7 +53,7 @@ def by_sorting(x, k):
 def test_select_is_a_sort(question, held, sampled):
     xs, cuts, ranks = question
     blocks, passes = in_blocks(xs, cuts)
-    with mock.patch.multiple(outofcore, HELD=held, SAMPLED=sampled):
+    with mock.patch.multiple(outofcore, HELD=held, SAMPLED=sampled, RANKED=held):
         found = select(blocks, xs[0].size, 7, Largest(None, lambda count, models: ranks))
     expected = [[by_sorting(x, k) for k in row] for x, row in zip(xs, ranks)]
     np.testing.assert_array_equal(found, expected)
@@ -63,6 +64,7 @@ def test_select_is_a_sort(question, held, sampled):
 @pytest.mark.parametrize("held", [64, 1 << 22])
 def test_ranks_may_depend_on_how_many_are_positive(held, monkeypatch):
     monkeypatch.setattr(outofcore, "HELD", held)
+    monkeypatch.setattr(outofcore, "RANKED", 64)
     rng = np.random.default_rng(0)
     xs = [np.maximum(rng.normal(size=1000), limit).astype(np.float32) for limit in (0, 1)]
     told = []
@@ -93,6 +95,7 @@ def test_two_passes_suffice_where_an_eighth_can_be_held(monkeypatch):
 def test_a_block_is_let_go_before_the_next(monkeypatch):
     """What is kept of a block is copied out of it: a view would keep all of it in memory."""
     monkeypatch.setattr(outofcore, "HELD", 100)
+    monkeypatch.setattr(outofcore, "RANKED", 100)
     monkeypatch.setattr(outofcore, "SAMPLED", 16)
     alive, most = [], []
 
@@ -131,3 +134,17 @@ def test_row_ranks_are_a_stable_argsort(rows, length, values, in_cache):
 
 def test_row_ranks_of_a_number_alone():
     assert row_ranks(np.float32(3)).shape == () and row_ranks(np.float32(3)) == 0.5
+
+
+def test_bounds_are_those_of_one_block_though_blocks_come_from_threads(monkeypatch):
+    monkeypatch.setattr(outofcore, "RANKED", 100)
+    x = np.abs(np.random.default_rng(0).normal(size=1 << 18)).astype(np.float32)
+    x = np.round(x, 2)  # many tie
+    pieces, ks = np.split(x, 64), [1, x.size // 3, x.size]
+
+    def blocks(look):
+        with ThreadPoolExecutor(4) as threads:
+            yield from threads.map(lambda piece: look([piece]), pieces)
+
+    found = select(blocks, x.size, 1, Largest(None, lambda count, models: [ks]))
+    np.testing.assert_array_equal(found, [[by_sorting(x, k) for k in ks]])
