@@ -13,6 +13,7 @@ TWO = (
     + """
 from pathlib import Path
 from imm_jax import checkpoints, hosts
+from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.errors import Interrupted
 
 place, port, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -53,7 +54,7 @@ like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding
 found = checkpoints.restore(place / "c", like)
 answers["restored"] = furthest(hosts.fetch(found), tree)
 answers["local"] = hosts.fetch({"x": jnp.arange(3), "y": np.arange(2)})["x"].tolist()
-with checkpoints.StepCheckpoints(place / "steps", keep=2) as store:
+with StepCheckpoints(place / "steps", keep=2) as store:
     for step in (1, 2, 3):
         store.save(step, many)
 hosts.wait()
