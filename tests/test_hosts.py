@@ -13,8 +13,8 @@ TWO = (
     + """
 from pathlib import Path
 from imm_jax import checkpoints, hosts
-from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.errors import Interrupted
+from imm_jax.step_checkpoints import StepCheckpoints
 
 place, port, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 sharding.start_hosts(f"127.0.0.1:{port}", 2, number)

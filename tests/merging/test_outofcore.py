@@ -148,3 +148,22 @@ def test_bounds_are_those_of_one_block_though_blocks_come_from_threads(monkeypat
 
     found = select(blocks, x.size, 1, Largest(None, lambda count, models: [ks]))
     np.testing.assert_array_equal(found, [[by_sorting(x, k) for k in ks]])
+
+
+def test_a_block_that_says_nothing_leaves_no_block_to_other_bounds(monkeypatch):
+    """One large number alone, then a block whose sample misses its largest 800 and more: where so
+    many lie above its bounds that the k-th is the next, the first number must count above too.
+    """
+    monkeypatch.setattr(outofcore, "RANKED", 1000)
+    monkeypatch.setattr(outofcore, "HELD", 2000)
+    monkeypatch.setattr(outofcore, "SAMPLED", 512)
+    sampled = np.arange(0, 2047, 3)
+    others = np.setdiff1d(np.arange(2047), sampled)
+    for large in range(820, 860):
+        x = np.zeros(2047, np.float32)
+        x[sampled] = np.random.default_rng(2).random(sampled.size)
+        x[others[:large]] = 2 + np.arange(large) / 1000
+        x = np.float32([9, *x])
+        blocks, _ = in_blocks([x], [1])
+        found = select(blocks, x.size, 1, Largest(None, lambda count, models: [[1024]]))
+        assert found[0, 0] == by_sorting(x, 1024), large
