@@ -19,6 +19,7 @@ from imm_jax.models.layout import param_shapes
 from imm_jax.sampling.batch import PREFILL_ROWS, cache_slots
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sharding import Sizes, batch_shards, parse_mesh, partition
+from imm_jax.training.batching import micro_batch_rows
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.lora import init_adapters
 from imm_jax.training.optimizer import make_optimizer
@@ -119,7 +120,7 @@ def gradient_bytes(work: Workload) -> int:
 
 
 def activation_bytes(work: Workload) -> int:
-    """Of a micro batch of packed rows, n = micro_batch_size * T on each part of the batch::
+    """Of a micro batch of b rows, n = b T on each part of the batch (``micro_batch_rows``)::
 
         with remat     L n D c + n c (8 D + 4 H E / t + 6 F / t) + 4 * 4 b H / t T Q
           "minimal"    L n c (D + 2 (H + K) E / t + 2 F / t) more
@@ -131,7 +132,7 @@ def activation_bytes(work: Workload) -> int:
     or, on CPU, of those of a block.
     """
     c, config = work.model, work.training
-    rows, length = config.micro_batch_size, _up(max(1, config.max_length - 1), config.bucket)
+    rows, length = _micro_batch(work)
     tokens, size, t = rows * length, work.computed, work.tensor
     queries, keys = work.heads(c.num_attention_heads), work.heads(c.num_key_value_heads)
     at_once = block_size(length) if work.on_cpu else length
@@ -161,7 +162,7 @@ def loss_bytes(work: Workload) -> int:
     parts), 4 more where fsdp gathers embedding and head and sums up their gradients.
     """
     c, config = work.model, work.training
-    tokens = config.micro_batch_size * _up(max(1, config.max_length - 1), config.bucket)
+    tokens = math.prod(_micro_batch(work))
     chunk = min(config.loss_chunk or (128 if work.on_cpu else 2048), tokens)
     copies = c.tie_word_embeddings + (batch_shards(work.sizes) > 1) + 4 * (work.sizes["fsdp"] > 1)
     size = jnp.dtype(config.compute_dtype).itemsize
@@ -265,6 +266,14 @@ def peak(table: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
     """The phase that needs most, and how many bytes."""
     totals = {phase: sum(parts.values()) for phase, parts in table.items()}
     return max(totals.items(), key=lambda item: item[1])
+
+
+def _micro_batch(work: Workload) -> tuple[int, int]:
+    """Rows of a micro batch on each part of the batch, and their tokens, where all are longest."""
+    config = work.training
+    length = _up(max(1, config.max_length - 1), config.bucket)
+    parts = batch_shards(work.sizes)
+    return micro_batch_rows(config, length, length, on_cpu=work.on_cpu, shards=parts), length
 
 
 def _kv_bytes(work: Workload, tokens: int) -> int:

@@ -16,6 +16,7 @@ from imm_jax.models.config import ModelConfig
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sharding import parse_mesh
+from imm_jax.training.batching import Batches, Sequence
 from imm_jax.training.config import LoraConfig, TrainingConfig
 from tests.devices import ask
 
@@ -47,7 +48,7 @@ MEASURE = """
 from imm_jax.merging import drop_and_rescale, merge_params
 from imm_jax.sampling import decode
 from imm_jax.sampling.batch import cache_slots
-from imm_jax.training.batching import Batch
+from imm_jax.training.batching import Batch, micro_batch_rows
 from imm_jax.training.config import TrainingConfig
 from imm_jax.training.optimizer import make_optimizer
 from imm_jax.training.step import init_state, make_train_step
@@ -68,7 +69,9 @@ for name, (text, changes, training) in steps.items():
     mesh = sharding.make_mesh(text) if text != "data=1" else None
     state = jax.eval_shape(lambda p: init_state(p, optimizer, 10), shapes(config))
     parts = sharding.batch_shards(mesh.shape) if mesh else 1
-    rows = (2, training.micro_batch_size * parts, training.max_length - 1)
+    width = training.max_length - 1
+    rows = micro_batch_rows(training, width, width, on_cpu=True, shards=parts)
+    rows = (2, rows * parts, width)
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     where = sharding.param_shardings(mesh, state) if mesh else jax.tree.map(lambda _: whole, state)
     state = jax.tree.map(lambda x, s: shape(x.shape, x.dtype, sharding=s), state, where)
@@ -146,6 +149,18 @@ def test_sampling_needs_what_its_programs_need(measured):
 def test_a_merge_needs_no_more_than_an_array(measured):
     work = workload("data=1", {"vocab_size": 32768}, LONG)
     assert measured["sampling"]["merge"] <= memory.merge_bytes(work) == 4 * 32768 * 128
+
+
+def test_a_fit_on_cpu_is_planned_with_the_rows_it_takes():
+    """More than keep its products busy are not put side by side, whatever the setting."""
+    sequences = [Sequence(tuple(range(129)), 1)] * 64
+    few, many = ({**SHORT, "micro_batch_size": count} for count in (4, 32))
+    batch = Batches(sequences, TrainingConfig(**many), seed=0)[0]
+    assert batch.tokens.shape[1:] == (4, 128)
+    needs = [memory.plan(workload("data=1", {}, training))["train"] for training in (few, many)]
+    assert needs[0] == needs[1]
+    gpu = dataclasses.replace(workload("data=1", {}, many), on_cpu=False)
+    assert memory.activation_bytes(gpu) > 4 * needs[1]["activations"]
 
 
 def test_lora_and_other_optimizers_need_less():

@@ -79,6 +79,23 @@ def pack(sequences: Sequences[Sequence], width: int) -> list[list[Sequence]]:
     return rows
 
 
+def micro_batch_rows(
+    config: TrainingConfig, longest: int, width: int, *, on_cpu: bool, shards: int = 1
+) -> int:
+    """Rows of ``width`` tokens in a micro batch, on each part of a mesh.
+
+    Packed rows are wider than the ``longest`` sequence, so a micro batch takes fewer: the same
+    tokens either way. On a CPU so few that ``ENOUGH`` tokens are in it: more are no faster, and a
+    batch of short sequences, which fills a part of its last micro batch, would pad the more.
+    """
+    rows = min(config.micro_batch_size, -(-config.batch_size // shards))
+    if config.packing:
+        rows = round(rows * longest / width)
+        if on_cpu:
+            rows = min(rows, ENOUGH // width)
+    return max(1, rows)
+
+
 class Batches:
     """Random access to the batches of a fine-tune: ``batches[step]``.
 
@@ -157,17 +174,10 @@ class Batches:
         return -(-length // self.config.bucket) * self.config.bucket
 
     def _rows_per_micro_batch(self, width: int) -> int:
-        """Packed rows are wider, so a micro batch takes fewer: the same tokens either way.
-
-        On a CPU so few that ``ENOUGH`` tokens are in it: more are no faster, and a batch of short
-        sequences, which fills a part of its last micro batch, would pad the more.
-        """
-        rows = min(self.config.micro_batch_size, -(-self.config.batch_size // self.shards))
-        if self.config.packing:
-            rows = round(rows * self._round_up(self._longest) / width)
-            if jax.default_backend() == "cpu":
-                rows = min(rows, ENOUGH // width)
-        return max(1, rows) * self.shards
+        cpu = jax.default_backend() == "cpu"
+        longest = self._round_up(self._longest)
+        rows = micro_batch_rows(self.config, longest, width, on_cpu=cpu, shards=self.shards)
+        return rows * self.shards
 
     def _arrays(self, rows: list[list[Sequence]], width: int) -> Batch:
         height = self._rows_per_micro_batch(width)
