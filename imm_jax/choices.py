@@ -91,19 +91,7 @@ def ask_choices(
         context.
       Interrupted: ``should_stop`` said so.
     """
-    check_choices(task, questions)
-    prompts, lead = choice_prompts(task, questions, style, shots, tokenizer), get_style(style).lead
-    rows = [
-        encode(tokenizer, prompt.whole, lead + text, prompt.add_special_tokens)
-        for prompt, question in zip(prompts, questions)
-        for text in question.choices
-    ]
-    room, longest = model.config.max_position_embeddings, max(len(tokens) for tokens, _ in rows)
-    if longest > room:
-        raise InputError(
-            f"task {task.name}: a question with an option has {longest} tokens, expected at most "
-            f"the model's context of {room}"
-        )
+    rows = choice_rows(model, tokenizer, task, questions, style=style, shots=shots)
     sums, _ = score_rows(model, params, rows, batch_size, label, should_stop)
     answers, at = [], 0
     for question in questions:
@@ -118,6 +106,35 @@ def ask_choices(
         )
         at += count
     return answers
+
+
+def choice_rows(
+    model: Decoder,
+    tokenizer: Any,
+    task: Task,
+    questions: Sequence[Example],
+    *,
+    style: str,
+    shots: int = 0,
+) -> list[Row]:
+    """A row for every option of every question, in their order.
+
+    Arguments and errors as in :func:`ask_choices`.
+    """
+    check_choices(task, questions)
+    prompts, lead = choice_prompts(task, questions, style, shots, tokenizer), get_style(style).lead
+    rows = [
+        encode(tokenizer, prompt.whole, lead + text, prompt.add_special_tokens)
+        for prompt, question in zip(prompts, questions)
+        for text in question.choices
+    ]
+    room, longest = model.config.max_position_embeddings, max(len(tokens) for tokens, _ in rows)
+    if longest > room:
+        raise InputError(
+            f"task {task.name}: a question with an option has {longest} tokens, expected at most "
+            f"the model's context of {room}"
+        )
+    return rows
 
 
 def examine(
@@ -135,15 +152,15 @@ def examine(
 ) -> list[Answer]:
     """One graded answer to each question, as a run evaluates.
 
-    With ``scoring`` ``"loglikelihood"`` a question with options is answered by the likeliest, in no
-    sampled tokens; everything else is answered in words. ``settings`` and other arguments are those
-    of :func:`ask_choices` and :func:`imm_jax.evaluation.ask`, errors too.
+    Where :func:`is_ranked` says so, by the likeliest option, in no sampled tokens, and
+    ``sampling.batch_size`` rows go through the model together; else in words. ``settings`` and
+    other arguments are those of :func:`ask_choices` and :func:`imm_jax.evaluation.ask`, errors too.
     """
     asked = model, params, tokenizer, task, questions
-    if scoring == "generate" or not has_choices(task, questions):
+    if not is_ranked(scoring, task, questions):
         return ask(*asked, sampling=sampling, samples=1, seed=seed, rule=rule, **settings)
-    answers = []
-    for question, found in zip(questions, ask_choices(*asked, **settings)):
+    answers, ranked = [], ask_choices(*asked, batch_size=sampling.batch_size, **settings)
+    for question, found in zip(questions, ranked):
         best = int(np.argmax(found.logprobs))
         answers.append(
             Answer(
@@ -158,6 +175,11 @@ def examine(
             )
         )
     return answers
+
+
+def is_ranked(scoring: str, task: Task, questions: Sequence[Example]) -> bool:
+    """Whether a run whose ``scoring`` is this ranks the options of these questions."""
+    return scoring == "loglikelihood" and has_choices(task, questions)
 
 
 def has_choices(task: Task, questions: Sequence[Example]) -> bool:

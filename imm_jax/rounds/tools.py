@@ -10,14 +10,20 @@ from jaxtyping import PyTree
 
 from imm_jax import hosts
 from imm_jax.analysis.gap import generation_verification_gap
-from imm_jax.choices import examine
+from imm_jax.choices import choice_rows, examine, is_ranked
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
 from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.costs import Meter
 from imm_jax.rounds.deepening import ask_deepening
-from imm_jax.rounds.flops import PromptTokens, fit_flops, prompt_tokens, sampling_flops
+from imm_jax.rounds.flops import (
+    PromptTokens,
+    asking_flops,
+    fit_flops,
+    prompt_tokens,
+    ranking_flops,
+)
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.round import Tools
 from imm_jax.rounds.select import RULES, from_rows, select, to_rows
@@ -160,7 +166,12 @@ def check_prompts(bench: Bench) -> dict[tuple[str, str], PromptTokens]:
         except InputError as error:
             raise InputError(f"task {task.name}: {error}") from error
         ids = [question.id for question in questions]
-        lengths[task.name, split] = prompt_tokens(ids, encoded["input_ids"])
+        found = prompt_tokens(ids, encoded["input_ids"])
+        if split == "test" and is_ranked(config.evaluation.scoring, task, questions):
+            given = {"style": style, "shots": data.shots}
+            rows = choice_rows(asked.model, asked.tokenizer, task, questions, **given)
+            found = found._replace(ranking=ranking_flops(asked.model.config, rows))
+        lengths[task.name, split] = found
     make_prompts(practised, practised.train, _train_style(config), 0, bench.tokenizer)
     return lengths
 
@@ -220,7 +231,7 @@ def ask_together(
     asking = asking or ask
     ask_own = lambda own: asking(bench.model, weights, bench.tokenizer, task, own, **settings)
     rows = hosts.share(questions, lambda own: to_rows(ask_own(own)))
-    flops = sampling_flops(bench.model.config, bench.prompts[task.name, split], rows)
+    flops = asking_flops(bench.model.config, bench.prompts[task.name, split], rows)
     bench.meter.count(sum(row["tokens"] for row in rows), flops)
     return rows
 
