@@ -1,7 +1,6 @@
 """The sections of an analysis that ask no model anything: each puts its figures in a record."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from imm_jax.analysis.record import SETTINGS, Record
 from imm_jax.evaluation import Answer
 from imm_jax.rounds.tools import Bench, training_sequences
 from imm_jax.run_folder import RunFolder
+from imm_jax.tasks.types import digest
 from imm_jax.training.batching import Batches
 
 MEASURES = {
@@ -130,8 +130,3 @@ def put_correlations(record: Record, measures: dict[str, list[float]]) -> list[d
                     rows.append(where | {"importance": measure, "change": kind} | found)
     record.put("correlation", {"rows": rows}, {})
     return record.sections["correlation"]["rows"]
-
-
-def digest(items: Sequence) -> str:
-    """A hash of questions or sequences, which are dataclasses of plain values."""
-    return hashlib.sha256(repr(tuple(items)).encode()).hexdigest()[:16]

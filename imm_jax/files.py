@@ -83,6 +83,22 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_object(path: str | os.PathLike) -> dict:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+      InputError: it is something else.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
 def read_jsonl(path: str | os.PathLike) -> list[dict]:
     """Reads one JSON object a line; blank lines are skipped.
 

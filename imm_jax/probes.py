@@ -8,7 +8,6 @@ from typing import Any
 from jaxtyping import PyTree
 
 from imm_jax import hosts
-from imm_jax.analyses import digest
 from imm_jax.analysis.importance import mean_loss, without_layer
 from imm_jax.analysis.memorisation import memorisation, renumber
 from imm_jax.analysis.record import Record
@@ -21,7 +20,7 @@ from imm_jax.rounds.select import from_rows, to_rows
 from imm_jax.rounds.tools import Bench
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.tasks.sources import parse_spec
-from imm_jax.tasks.types import Example, Task
+from imm_jax.tasks.types import Example, Task, digest
 from imm_jax.training.batching import Batches
 from imm_jax.tree import num_layers
 

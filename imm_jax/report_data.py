@@ -1,15 +1,15 @@
 """What a run's folder holds, read back for a report; what is missing is said, not an error."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from imm_jax.analysis.report import Answers, Question, Run
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
-from imm_jax.files import read_jsonl
-from imm_jax.rounds.output import RECORD
+from imm_jax.files import read_jsonl, read_object
+from imm_jax.rounds.output import QUESTIONS, RECORD, questions_hash
 from imm_jax.rounds.run import load_tasks
 from imm_jax.run_folder import read_run
 from imm_jax.settings import to_dict
@@ -27,11 +27,11 @@ def read_report(folder: str | Path) -> Run:
       InputError: it is no run's folder, has no result yet, or a file in it is damaged.
     """
     run = read_run(folder)
-    record = _read_object(run.path / RECORD)
+    record = read_object(run.path / RECORD)
     tasks = list(run.metrics[0]["tasks"])
     places = {(row["seed"], row["round"], row["arm"]) for row in run.metrics}
     answers = {place: _read_answers(run.path, place, tasks) for place in sorted(places)}
-    questions, notes = _read_questions(run.config, record.get("tasks", {}), tasks)
+    questions, notes = _read_questions(run.config, record, tasks)
     return Run(
         name=run.path.resolve().name,
         config=to_dict(run.config),
@@ -39,24 +39,9 @@ def read_report(folder: str | Path) -> Run:
         rows=run.metrics,
         answers=answers,
         questions=questions,
-        analysis=_read_object(run.path / ANALYSIS),
+        analysis=read_object(run.path / ANALYSIS),
         notes=tuple(notes),
     )
-
-
-def _read_object(path: Path) -> dict:
-    """A JSON object; empty where there is no file.
-
-    Raises:
-      InputError: it is something else.
-    """
-    try:
-        found = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
 
 
 def _read_answers(folder: Path, place: tuple[int, int, str], tasks: list[str]) -> Answers:
@@ -67,7 +52,7 @@ def _read_answers(folder: Path, place: tuple[int, int, str], tasks: list[str]) -
 
 
 def _read_questions(
-    config: RunConfig, sources: Mapping[str, str], names: list[str]
+    config: RunConfig, record: Mapping[str, Any], names: list[str]
 ) -> tuple[dict[str, dict[str, Question]], list[str]]:
     """The run's test questions, as far as their source still gives the same ones."""
     try:
@@ -75,7 +60,13 @@ def _read_questions(
     except (InputError, OSError) as error:
         logger.warning(f"the questions cannot be read: {error}")
         return {}, ["The questions could not be read again, so answers stand without them."]
-    same = [task for task in tasks if task.source == sources.get(task.name, task.source)]
+    sources, asked = record.get("tasks", {}), record.get(QUESTIONS, {})
+    same = [
+        task
+        for task in tasks
+        if task.source == sources.get(task.name, task.source)
+        and (hashed := questions_hash(task)) == asked.get(task.name, hashed)
+    ]
     found = {
         task.name: {q.id: Question(question_text(q), q.answer) for q in task.test} for task in same
     }

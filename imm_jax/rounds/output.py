@@ -11,11 +11,14 @@ from pathlib import Path
 
 from imm_jax.config import RunConfig, save_config
 from imm_jax.errors import InputError
-from imm_jax.files import GONE, PART, atomic_write
+from imm_jax.files import GONE, PART, atomic_write, read_object
+from imm_jax.models.sources import IDENTITY
 from imm_jax.settings import build, differences, to_dict
+from imm_jax.tasks.types import Task, digest
 
 logger = logging.getLogger("imm_jax")
 
+QUESTIONS = "questions"  # in the record
 CONFIG, METRICS, RECORD, LOCK = "config.yaml", "metrics.jsonl", "run.json", ".lock"
 
 
@@ -88,6 +91,33 @@ def _check_same(stored: Path, config: RunConfig) -> None:
         )
 
 
+def questions_hash(task: Task) -> str:
+    """Of a task's training and test questions, with their answers, and its worked examples."""
+    return digest((*task.train, *task.test, *task.shots))
+
+
+def check_record(folder: Path, record: dict) -> None:
+    """Refuses to go on where the models or the questions are no longer those of the run's record.
+
+    Raises:
+      InputError: they are not, or the record is damaged.
+    """
+    old = read_object(folder / RECORD)
+    expected = "expected those that the run began with, or another --output"
+    for what in ("model", "teacher"):
+        before, now = old.get(what) or {}, record.get(what, {})
+        for key in (*IDENTITY, "fingerprint"):
+            if before.get(key, now.get(key)) != now.get(key):
+                raise InputError(
+                    f"{folder}: {now['source']}, the {what}, has another {key} now, {now.get(key)} "
+                    f"for {before[key]}; {expected}"
+                )
+    before = old.get(QUESTIONS) or {}
+    changed = [name for name, now in record[QUESTIONS].items() if before.get(name, now) != now]
+    if changed:
+        raise InputError(f"{folder}: task {changed[0]} has other questions now; {expected}")
+
+
 def _sweep(folder: Path) -> None:
     """Removes what a killed process left half-written or half-deleted."""
     for path in [*folder.rglob(f".*{PART}"), *folder.rglob(f".*{GONE}")]:
@@ -98,5 +128,11 @@ def _sweep(folder: Path) -> None:
 
 
 def write_metrics(folder: Path, rows: list[dict]) -> None:
-    """Replaces ``metrics.jsonl``."""
-    atomic_write(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    """Replaces ``metrics.jsonl``, unless it holds more.
+
+    A run that is taken up again goes through the rounds that were finished before.
+    """
+    path = folder / METRICS
+    if path.exists() and path.read_bytes().count(b"\n") > len(rows):
+        return
+    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))

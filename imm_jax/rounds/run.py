@@ -21,11 +21,18 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
-from imm_jax.models.sources import resolve
+from imm_jax.models.sources import identify, resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from imm_jax.rounds.costs import Meter, stage_figures
 from imm_jax.rounds.judge import MAKERS
-from imm_jax.rounds.output import RECORD, claim, write_metrics
+from imm_jax.rounds.output import (
+    QUESTIONS,
+    RECORD,
+    check_record,
+    claim,
+    questions_hash,
+    write_metrics,
+)
 from imm_jax.rounds.profile import Profile
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.select import RULES, check_rule
@@ -85,10 +92,12 @@ def run(
         tasks = load_tasks(config)
         meter = Meter(_peak_flops(config, peak_flops), traces)
         bench, base, record = load_bench(config, tasks, should_stop, meter)
+        hosts.from_primary(lambda: check_record(output, record))
+        params = base()
         if hosts.is_primary():
             atomic_write(output / RECORD, json.dumps(record, indent=1) + "\n")
         rows = []
-        for row in run_seeds(bench, base, output):
+        for row in run_seeds(bench, params, output):
             rows.append(row)
             if hosts.is_primary():
                 write_metrics(output, rows)
@@ -149,7 +158,7 @@ def load_tasks(config: RunConfig) -> tuple[Task, ...]:
 
 def load_bench(
     config: RunConfig, tasks: tuple[Task, ...], should_stop: Callable[[], bool], meter: Meter
-) -> tuple[Bench, PyTree, dict]:
+) -> tuple[Bench, Later[PyTree], dict]:
     """The model and all that goes with it, its parameters, and the record of where it came from."""
     settings = config, tasks, should_stop, meter
     bench, base, source = open_bench(config.model, config.revision, *settings)
@@ -163,6 +172,7 @@ def load_bench(
     mesh = make_mesh(config.mesh)
     record |= {
         "tasks": {task.name: task.source for task in tasks},
+        QUESTIONS: {task.name: questions_hash(task) for task in tasks},
         "imm_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -170,7 +180,7 @@ def load_bench(
         "processes": hosts.count(),
         "dtype": config.dtype,
     }
-    return bench, base(), record
+    return bench, base, record
 
 
 def open_bench(
@@ -199,7 +209,7 @@ def open_bench(
         return load_model(source, dtype=dtype, sharding=where, revision=revision)[1]
 
     bench = Bench(config, model, tokenizer, tasks, should_stop, meter or Meter())
-    return bench, Later(read), resolved.record
+    return bench, Later(read), identify(resolved)
 
 
 def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:

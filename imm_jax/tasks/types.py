@@ -1,5 +1,7 @@
 """A question with its answer, a set of them, and the grade of one response."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imm_jax.errors import InputError, nearest
@@ -72,6 +74,11 @@ class Grade:
 
     answer: str | None
     correct: bool
+
+
+def digest(items: Sequence) -> str:
+    """A hash of questions or sequences, which are dataclasses of plain values."""
+    return hashlib.sha256(repr(tuple(items)).encode()).hexdigest()[:16]
 
 
 def check_answer_type(answer_type: str, where: str) -> None:

