@@ -25,14 +25,14 @@ class Tools:
         are for rules that ask the model.
       fit: parameters, selected samples, round number to fine-tuned parameters.
       evaluate: parameters to scores.
-      describe: all samples and the selected ones to figures of the selection.
+      describe: the arguments of ``select`` to figures of the selection.
     """
 
     sample: Callable[[Later[PyTree], int, Stages], list[Answer]]
     select: Callable[[Later[PyTree], Sequence[Answer], int, Stages], list[Answer]]
     fit: Callable[[PyTree, Sequence[Answer], int, Stages], PyTree]
     evaluate: Callable[[PyTree, Stages], dict]
-    describe: Callable[[Sequence[Answer], Sequence[Answer]], dict]
+    describe: Callable[[Later[PyTree], Sequence[Answer], int, Stages], dict]
 
 
 def improve(
@@ -88,7 +88,7 @@ def improve(
                 "samples": len(samples),
                 "correct": sum(sample.correct for sample in samples),
                 "kept": len(selected),
-                **tools.describe(samples, selected),
+                **tools.describe(current, samples, t, learned),
                 "distinct_2": distinct_n([sample.text for sample in samples]),
                 "distance": relative_distance(base, merged()),
             },

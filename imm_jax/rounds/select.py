@@ -74,12 +74,7 @@ def select(
       InputError: an unknown rule; a rule without the judge, scorer or task it needs; or nothing is
         left, so that there would be nothing to train on.
     """
-    check_rule(config.rule)
-    rule, aids = RULES[config.rule], Aids(task=task, judge=judge, scorer=scorer)
-    for name in rule.needs:
-        if getattr(aids, name) is None:
-            raise InputError(f"select.rule: {config.rule!r} needs a {name}, found none")
-    passed = rule.keep(answers, config, aids)
+    passed = passing(answers, config, judge, task, scorer)
     kept = deduplicate(passed, KEYS[config.duplicates]) if config.deduplicate else passed
     kept = cap(kept, _quotas(passed, answers, config))
     if not kept:
@@ -89,6 +84,25 @@ def select(
             "task, or a longer sampling.max_new_tokens)"
         )
     return kept
+
+
+def passing(
+    answers: Sequence[Answer],
+    config: SelectConfig,
+    judge: Judge | None = None,
+    task: Task | None = None,
+    scorer: Scorer | None = None,
+) -> list[Answer]:
+    """The samples that the rule lets through, before duplicates and more than is wanted are left.
+
+    Arguments and errors as in :func:`select`, but that nothing may be left.
+    """
+    check_rule(config.rule)
+    rule, aids = RULES[config.rule], Aids(task=task, judge=judge, scorer=scorer)
+    for name in rule.needs:
+        if getattr(aids, name) is None:
+            raise InputError(f"select.rule: {config.rule!r} needs a {name}, found none")
+    return rule.keep(answers, config, aids)
 
 
 def _quotas(

@@ -26,9 +26,8 @@ from imm_jax.rounds.flops import (
 )
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.round import Tools
-from imm_jax.rounds.select import RULES, from_rows, select, to_rows
+from imm_jax.rounds.select import RULES, from_rows, passing, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.thinning import KEYS
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.engine import check_lengths, end_tokens
 from imm_jax.tasks.prompts import get_style, training_style
@@ -74,11 +73,9 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
             params.forget()  # its weights are not needed for the rest of the round
         return samples
 
-    def select_samples(
-        current: Later[PyTree], answers: Sequence[Answer], t: int, stages: Stages
-    ) -> list[Answer]:
+    def aids(current: Later[PyTree], t: int, stages: Stages) -> dict[str, Any]:
         config = bench.config
-        aids = {
+        made = {
             name: make(
                 config,
                 bench.model,
@@ -92,16 +89,19 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
             for name, make in MAKERS.items()
             if name in RULES[config.select.rule].needs
         }
-        return select(answers, config.select, task=bench.tasks[0], **aids)
+        return {"task": bench.tasks[0], **made}
 
-    def describe(samples: Sequence[Answer], selected: Sequence[Answer]) -> dict:
+    def select_samples(
+        current: Later[PyTree], samples: Sequence[Answer], t: int, stages: Stages
+    ) -> list[Answer]:
+        return select(samples, bench.config.select, **aids(current, t, stages))
+
+    def describe(current: Later[PyTree], samples: Sequence[Answer], t: int, stages: Stages) -> dict:
         config = bench.config.select
         if RULES[config.rule].gold:
             return {}  # a selection by the gold answers says nothing of the model's own judgement
-        # Dropped duplicates passed like the sample that stands for them.
-        key = KEYS[config.duplicates]
-        stand = {(answer.id, key(answer)) for answer in selected}
-        passed = [answer for answer in samples if (answer.id, key(answer)) in stand]
+        # What the model was asked is in the stages, so it is not asked again.
+        passed = passing(samples, config, **aids(current, t, stages))
         return {"verification": generation_verification_gap(samples, passed)._asdict()}
 
     def fit_selected(params: PyTree, selected: Sequence[Answer], t: int, stages: Stages) -> PyTree:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from imm_jax.analysis.gap import generation_verification_gap
 from imm_jax.files import read_jsonl
 from imm_jax.rounds.run import run
 from imm_jax.rounds.select import RULES, from_rows, select
@@ -31,6 +32,22 @@ def test_it_runs(rule, settings, tmp_path, monkeypatch):
         assert rows[1]["verification"]["generated"] == pytest.approx(right)
     if not RULES[rule].needs:
         assert from_rows(kept) == select(from_rows(samples), SelectConfig(rule=rule))
+
+
+@pytest.mark.parametrize(
+    "thinning", [{"samples_per_question": 1}, {"duplicates": "equations"}, {"balance": True}]
+)
+def test_the_gap_is_of_all_that_pass(thinning, settings, tmp_path):
+    """Not of those that are left to train on."""
+    config = settings(rounds=1, samples=3, arms={"imm": {}}, select={"rule": "finished"} | thinning)
+    rows = run(config, tmp_path / "run")
+    shared = tmp_path / "run/seed-0/round-1/shared"
+    parts = sorted(shared.glob("samples/*"))
+    samples = from_rows([row for part in parts for row in read_jsonl(part)])
+    passed = [sample for sample in samples if sample.finish_reason != "length"]
+    assert 0 < rows[1]["kept"] < len(passed)
+    expected = generation_verification_gap(samples, passed)._asdict()
+    assert rows[1]["verification"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
