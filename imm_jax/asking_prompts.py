@@ -52,7 +52,10 @@ def make_questions(
         task = make_task(spec, seed=settings["seed"], **sizes)
         examples = task.train if split == "train" else task.test
         if not examples:
-            raise InputError(f"{spec} has no {split} questions, expected some (see split)")
+            other = "test" if split == "train" else "train"
+            raise InputError(
+                f"{spec} has no {split} questions, expected some (split: {other} takes the others)"
+            )
     with _naming(f"{where}.style"):
         prompts = make_prompts(task, examples, style, settings["shots"], tokenizer)
     texts = tuple(prompt.whole for prompt in prompts)

@@ -13,7 +13,9 @@ from imm_jax.inputs import check_alike, check_output, generation_config, open_mo
 
 def merge(args: argparse.Namespace) -> None:
     """Runs the command."""
-    if args.model.endswith((".yaml", ".yml")):
+    path = Path(args.model)
+    ending = path.suffix.lower()
+    if ending in (".yaml", ".yml") or (path.is_file() and ending != ".gguf"):
         _merge_recipe(args)
     else:
         _merge_pair(args)

@@ -1,7 +1,8 @@
 """The ground floor: parameter paths, layer stacks, functions of one tensor over a tree."""
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,52 @@ def map_with_path(fn: Callable, tree: PyTree, *rest: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(call, tree, *rest)
 
 
+class Place(NamedTuple):
+    """Where a path goes through layers.
+
+    Attributes:
+      head: the path up to them, ``"params/layers"``.
+      tail: what comes below a layer, ``"attn/q/kernel"``; may be empty.
+      number: the layer's, where layers are listed; None where they are stacked.
+    """
+
+    head: str
+    tail: str
+    number: int | None
+
+    @property
+    def path(self) -> str:
+        """The path without a layer's number."""
+        return f"{self.head}/{self.tail}" if self.tail else self.head
+
+    def of_layer(self, number: int) -> str:
+        """The path of one of the layers, as a list of them has it."""
+        return f"{self.head}/{number}/{self.tail}" if self.tail else f"{self.head}/{number}"
+
+
+def find_layers(path: str) -> Place | None:
+    """Finds ``layers`` in a path, at any depth (``"params/layers/..."``); None outside of them.
+
+    Layers are listed where a number follows (``"layers/3/..."``, ``"layers_3/..."``), else stacked.
+    """
+    found = _LAYERS.match(path)
+    if found is None:
+        return None
+    head, number, below, stacked = found.groups()
+    return Place(head, stacked or below or "", None if number is None else int(number))
+
+
+# The first name that is it, then a layer's number and what is below it, or what is stacked.
+_LAYERS = re.compile(rf"((?:.*?/)?{STACK})(?:[/_](\d+)(?:/(.*))?|/(.+))$")
+
+
 def is_stacked(path: str) -> bool:
     """Whether the leaf at ``path`` is a stack of per-layer tensors ``[L, ...]``.
 
     A leaf under an unstacked list of layers (``"layers/3/..."``) is not.
     """
-    head, _, tail = path.partition("/")
-    return head == STACK and bool(tail) and not tail.split("/")[0].isdigit()
+    place = find_layers(path)
+    return place is not None and place.number is None
 
 
 def per_tensor(fn: Callable, *trees: PyTree) -> PyTree:

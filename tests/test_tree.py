@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imm_jax.tree import (
+    find_layers,
     is_stacked,
     map_with_path,
     num_bytes,
@@ -91,12 +92,25 @@ def test_stacking_is_the_inverse_of_unstacking(tree):
         ("layers/3/attn/q/kernel", False),
         ("layers", False),
         ("embed/embedding", False),
-        ("head/layers/kernel", False),
+        ("head/layers/kernel", True),
+        ("params/layers/attn/kernel", True),
+        ("params/layers/12/attn/kernel", False),
+        ("layers_3/kernel", False),
         ("layers2/kernel", False),
+        ("mylayers/kernel", False),
+        ("layers/3d/kernel", True),
     ],
 )
 def test_what_is_stacked(path, stacked):
     assert is_stacked(path) is stacked
+
+
+@pytest.mark.parametrize("path", ["layers/3/attn/q", "params/layers/3/w", "a/b/layers_3/w"])
+def test_the_number_of_a_layer_can_be_taken_out_and_put_back(path):
+    place = find_layers(path)
+    assert place.number == 3 and "3" not in place.path
+    assert place.of_layer(3) == path.replace("layers_3", "layers/3")
+    assert find_layers(place.path) == place._replace(number=None)
 
 
 def test_paths_and_bytes():

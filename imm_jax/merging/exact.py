@@ -40,8 +40,8 @@ def to_double(value: Any, dtype: Any = jnp.float32) -> Double:
         hi = value.astype(dtype)
         return Double(hi, jnp.zeros_like(hi))
     value = np.asarray(value, np.float64)
-    hi = value.astype(dtype)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        hi = value.astype(dtype)
         return Double(hi, np.nan_to_num(value - hi).astype(dtype))
 
 

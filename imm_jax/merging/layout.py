@@ -61,21 +61,37 @@ def describe(
     """Describes the merged leaves of a flattened tree.
 
     ``stacked`` says of a path whether that leaf is a stack of layers. By default these are the
-    leaves under ``"layers"`` if all of them have the same first axis.
+    leaves under ``"layers"`` if all of them have the same first axis. Where ``"layers"`` are found
+    at several depths, the outermost are meant; several at one depth may differ in their number.
+
+    Raises:
+      InputError: leaves that ``stacked`` names do not share their first axis, or a leaf has a dtype
+        that is not computed in.
     """
     chosen = [(p, x) for p, x in zip(paths, leaves, strict=True) if is_merged(x)]
-    candidates = {p: x for p, x in chosen if (stacked or tree.is_stacked)(p)}
-    depths = {x.shape[0] if len(x.shape) else None for x in candidates.values()}
-    if stacked is not None and (None in depths or len(depths) > 1):
-        path, odd = min(candidates.items(), key=lambda item: _commonness(item[1], candidates))
-        raise InputError(
-            f"stacked leaves must share their first axis; {path} has shape {odd.shape}"
-        )
-    if None in depths or len(depths) > 1:
-        candidates = {}
-    listed = {p: _listed_layer(p) for p, _ in chosen}
-    numbers = [layer for layer, _ in listed.values() if layer is not None]
-    num_layers = max(numbers) + 1 if numbers else None
+    for path, x in chosen:
+        if jnp.finfo(x.dtype).bits < 8:
+            raise InputError(f"{path} is {x.dtype}; expected floating numbers of 8 bits or more")
+    places = _outermost({p: tree.find_layers(p) for p, _ in chosen})
+    if stacked is None:
+        heads = {p: place.head for p, place in places.items() if place.number is None}
+    else:
+        heads = {p: "" for p, _ in chosen if stacked(p)}
+    candidates = {}
+    for head in dict.fromkeys(heads.values()):
+        group = {p: x for p, x in chosen if heads.get(p) == head}
+        depths = {x.shape[0] if len(x.shape) else None for x in group.values()}
+        if None not in depths and len(depths) == 1:
+            candidates |= group
+        elif stacked is not None:
+            path, odd = min(group.items(), key=lambda item: _commonness(item[1], group))
+            raise InputError(
+                f"stacked leaves must share their first axis; {path} has shape {odd.shape}"
+            )
+    listed = {p: place for p, place in places.items() if place.number is not None}
+    counts: dict[str, int] = {}
+    for place in listed.values():
+        counts[place.head] = max(counts.get(place.head, 0), place.number + 1)
 
     def array(x: Any) -> tuple:
         traced = isinstance(x, jax.core.Tracer)
@@ -83,11 +99,12 @@ def describe(
         return tuple(x.shape), np.dtype(x.dtype), alone
 
     def leaf(path: str, x: Any) -> Leaf:
-        layer, name = listed[path]
         if path in candidates:
             return Leaf(path, path, None, True, x.shape[0], *array(x))
-        depth = None if layer is None else num_layers
-        return Leaf(path, name, layer, False, depth, *array(x))
+        if path not in listed:
+            return Leaf(path, path, None, False, None, *array(x))
+        place = listed[path]
+        return Leaf(path, place.path, place.number, False, counts[place.head], *array(x))
 
     return [leaf(path, x) for path, x in chosen]
 
@@ -96,13 +113,11 @@ def _commonness(x: Any, candidates: dict) -> int:
     return Counter(tuple(c.shape[:1]) for c in candidates.values())[tuple(x.shape[:1])]
 
 
-def _listed_layer(path: str) -> tuple[int | None, str]:
-    """``"layers/3/attn" -> (3, "layers/attn")``; other paths ``(None, path)``."""
-    head, _, tail = path.partition("/")
-    number, _, rest = tail.partition("/")
-    if head == tree.STACK and number.isdigit():
-        return int(number), f"{head}/{rest}" if rest else head
-    return None, path
+def _outermost(places: dict[str, tree.Place | None]) -> dict[str, tree.Place]:
+    """Of the paths that go through layers those whose layers lie least deep in the tree."""
+    found = {path: place for path, place in places.items() if place is not None}
+    least = min((place.head.count("/") for place in found.values()), default=0)
+    return {path: place for path, place in found.items() if place.head.count("/") == least}
 
 
 def match(base: Any, tuned: Any) -> tuple[list[list], bool]:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError
@@ -31,7 +34,8 @@ def merge_params(
     arithmetic (Ilharco et al. 2023, arXiv 2212.04089). Everything is computed to float32 precision
     or better, leaf by leaf, and rounded once to the leaf's dtype: without a transform the result is
     the correctly rounded one, also in bfloat16 (what is within 2^-46 of a tie, relative to the
-    summands, counts as a tie: a weight like 0.7 is no nearer to what it stands for). Weight 0
+    summands, counts as a tie: a weight like 0.7 is no nearer to what it stands for; and of numbers
+    below about 2^-100 processors flush the rounding errors to 0). Weight 0
     returns the bits of ``base``, weight 1 with a single model and no transform those of ``tuned``.
 
     Jitted inside: each kind of leaf is compiled once for each transform, and never again for other
@@ -57,22 +61,26 @@ def merge_params(
       transform: a transform or chain of them, applied from left to right.
       key: for transforms that draw random numbers, which need it.
       stacked: which paths are stacks of layers ``[L, ...]``, each layer a tensor of its own to
-        methods that look at whole tensors. Default: the leaves under ``"layers"`` (lists of layers
-        aside), if they agree in their first axis.
+        methods that look at whole tensors. Default: the leaves under ``"layers"``, at whatever
+        depth (``"params/layers/..."``), if they agree in their first axis; layers that are listed
+        (``"layers/3/..."``, ``"layers_3/..."``) are found too.
       donate: reuse the buffers of ``base`` or of ``tuned`` (the first of several) for the result.
-        Those arrays cannot be used afterwards.
+        Those arrays cannot be used afterwards; one that stands in two places is kept.
 
     Returns:
       A tree like ``base``: its structure, dtypes and shardings.
 
     Raises:
       InputError: structures or shapes differ (named), a weight does not fit, a pattern matches
-        nothing, or a key is missing.
+        nothing, or a key is missing or none.
     """
     transforms = chain(transform)
     for item in transforms:
         if item.random and key is None:
             raise InputError(f"{item.name} draws random numbers: pass key=jax.random.key(seed)")
+    if key is not None and not _is_key(key):
+        found = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+        raise InputError(f"key is {found:.60}; expected jax.random.key(seed)")
     if donate not in (None, "base", "tuned"):
         raise InputError(f"donate is {donate!r}; expected None, 'base' or 'tuned'")
     trees, several = layout.match(base, tuned)
@@ -93,3 +101,12 @@ def merge_params(
     for i, result in zip(merged, results, strict=True):
         out[i] = result
     return treedef.unflatten(out)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether it is one random key, of the new style or the old."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        return False
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim == 0
+    return key.dtype == np.uint32 and key.ndim == 1

@@ -7,6 +7,7 @@ transform measures over the whole model comes from one more program, which only 
 
 import functools
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,12 +82,13 @@ def run_all(
     if any(item.measure is not None and item.scope == "model" for item in transforms):
         compiled = (_compile_measures if once else _measures_once)(tuple(leaves), transforms)
         shared = compiled(list(inputs), key, places)
+    uses = Counter(id(array) for x in inputs for array in (x.base, *x.tuned)) if donate else {}
     results = []
     for leaf, x, place in zip(leaves, inputs, places, strict=True):
         kind = kind_of(leaf, transforms)
-        program = (_compile_leaf if once else _leaf_once)(
-            kind, transforms, _sharding(x.base), donate
-        )
+        given = x.base if donate == "base" else x.tuned[0]
+        own = donate if uses.get(id(given)) == 1 else None  # others still need one that is shared
+        program = (_compile_leaf if once else _leaf_once)(kind, transforms, _sharding(x.base), own)
         results.append(program(x.base, x.tuned[0], x.tuned[1:], x.weights, key, place, shared))
     return results
 

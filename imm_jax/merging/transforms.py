@@ -114,7 +114,7 @@ def mean_of_agreeing(
 ) -> TaskVectors:
     """The weighted mean of each element over the models that ``agree``; 0 where none does.
 
-    With normalize=False the weighted sum.
+    With normalize=False the weighted sum, and so where their weights cancel, as in mergekit.
     """
     zero = exact.zeros_like(vectors.deltas[0])
     chosen, share = zero, 0.0
@@ -123,8 +123,7 @@ def mean_of_agreeing(
         share = share + jnp.where(a, w.hi, 0)
     if normalize:
         # One division, used once: else XLA keeps intermediate results of the leaf's size.
-        mean = chosen.hi / jnp.where(share == 0, 1, share)
-        chosen = as_double(jnp.where(share == 0, 0, mean))
+        chosen = as_double(chosen.hi / jnp.where(share == 0, 1, share))
     return TaskVectors((chosen,), (to_double(1.0, zero.hi.dtype),))
 
 

@@ -15,6 +15,7 @@ from jax import Array
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.merging.layout import Leaf
+from imm_jax.tree import Place, find_layers
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Ramp:
 
     def at_layers(self, num_layers: int) -> Any:
         """The values, ``[num_layers]``; float64 NumPy unless a point is traced."""
-        depth = np.arange(num_layers) / max(num_layers - 1, 1)
+        # A lone layer is the last one, as in mergekit.
+        depth = np.arange(num_layers) / (num_layers - 1) if num_layers > 1 else np.ones(num_layers)
         at = depth * (len(self.points) - 1)
         low = np.minimum(at.astype(int), max(len(self.points) - 2, 0))
         share = at - low
@@ -41,14 +43,20 @@ class Ramp:
 
 
 def ramp(start: float, stop: float, curve: str = "linear") -> Ramp:
-    """From ``start`` at the first layer to ``stop`` at the last, on a line or half a cosine."""
+    """From ``start`` at the first layer to ``stop`` at the last, on a line or half a cosine.
+
+    A lone layer gets ``stop``.
+    """
     if curve not in ("linear", "cosine"):
         raise InputError(f"ramp curve {curve!r}: expected 'linear' or 'cosine'")
     return Ramp((start, stop), curve)
 
 
 def gradient(points: Sequence[float]) -> Ramp:
-    """A gradient list as in mergekit: points at equal distances over depth, lines between them."""
+    """A gradient list as in mergekit: points at equal distances over depth, lines between them.
+
+    A lone layer gets the last point.
+    """
     if not len(points):
         raise InputError("a gradient needs at least one point, got an empty list")
     return Ramp(tuple(points))
@@ -68,7 +76,8 @@ class LayerWeights:
       patterns: ordered ``{pattern: value}`` that come before both; the first that matches decides.
         A pattern is a path with ``*`` and ``?`` (``"layers/attn/*"``, ``"*/bias"``), with or
         without a layer's number (``"layers/3/*"``); a whole part of the tree may be named by its
-        path (``"layers/mlp"``). One that matches nothing is an InputError.
+        path (``"layers/mlp"``). One that matches nothing is an InputError, and so are values over
+        depth for a tree in which no layers are found.
 
     It is a pytree, so its numbers may be traced, batched and differentiated.
     """
@@ -199,6 +208,12 @@ def _require_layer(leaf: Leaf, what: str) -> None:
 
 def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
     matched: set[str] = set()
+    alone = _is_number(spec.layers) or (_is_array(spec.layers) and spec.layers.ndim == 0)
+    if leaves and not alone and all(leaf.num_layers is None for leaf in leaves):
+        raise InputError(
+            "LayerWeights: no layers for its values over depth, the first parameter is "
+            f"{leaves[0].leaf_path}; expected 'layers' in paths, stacked or numbered, or stacked="
+        )
 
     def value_for(leaf: Leaf, layer: int | None) -> Any:
         for pattern, value in spec.patterns:
@@ -206,7 +221,6 @@ def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
                 matched.add(pattern)
                 return value
         if leaf.num_layers is None:
-            alone = _is_number(spec.layers) or (_is_array(spec.layers) and spec.layers.ndim == 0)
             if spec.default is None and not alone:
                 _require_layer(leaf, "a weight per layer")
             return spec.layers if spec.default is None else spec.default
@@ -230,6 +244,8 @@ def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
         if not leaf.stacked:
             return _for_leaf(over_depth(value_for(leaf, leaf.layer), leaf), leaf)
         chosen = [value_for(leaf, i) for i in range(leaf.num_layers)]
+        if not chosen:
+            return np.float64(0)
         if all(c is chosen[0] for c in chosen):
             return _for_leaf(over_depth(chosen[0], leaf), leaf)
         each = [over_depth(value, leaf) for value in chosen]
@@ -250,12 +266,20 @@ def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
 def _matches(pattern: str, leaf: Leaf, layer: int | None) -> bool:
     names = [leaf.path]
     if layer is not None:
-        head, _, tail = leaf.path.partition("/")
-        names.append(f"{head}/{layer}/{tail}")
+        names += [leaf.leaf_path, _of_layer(leaf.path, layer)]
     return any(
         fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + "/*")
         for name in names
     )
+
+
+def _of_layer(path: str, layer: int) -> str:
+    """The path of a layer of a stack; one that ``stacked=`` names is numbered after its head."""
+    place = find_layers(path)
+    if place is None:
+        head, _, tail = path.partition("/")
+        place = Place(head, tail, None)
+    return place.of_layer(layer)
 
 
 def _stack(values: Sequence[Any]) -> Any:

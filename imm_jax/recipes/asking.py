@@ -35,7 +35,7 @@ COUNT = Parameter(int, 0, low=1)
 QUESTIONS = _whole(  # each model's own task; prompts as a fine-tune has them
     task=Parameter(str, REQUIRED, each=True),
     questions=COUNT._replace(default=64),
-    split=Parameter(str, "test", among=("train", "test")),
+    split=Parameter(str, "train", among=("train", "test")),
     style=Parameter(str, "plain"),
     shots=Parameter(int, 0, low=0),
     seed=Parameter(int, 0, low=0, high=2**31 - 1),

@@ -186,6 +186,30 @@ def test_donation():
     assert base["w"].is_deleted() and float(out["w"][0, 0]) == 0.5
 
 
+@pytest.mark.parametrize("donate", ["base", "tuned"])
+def test_an_array_that_stands_in_two_places_is_not_given_away(donate):
+    """One that did not change, one that is tied, one that both models share."""
+    new = lambda value: jnp.full((64, 64), value)
+    same, tied, alone = new(1.0), new(2.0), new(3.0)
+    other = new(5.0)
+    base = {"same": same, "none": new(4.0), "tied": [tied, tied], "alone": alone}
+    tuned = {"same": same, "none": None, "tied": [other, other], "alone": new(7.0)}
+    several = [tuned, {**tuned, "alone": tuned["alone"]}]
+    for models, weight in ((tuned, 0.5), (several, 0.25)):
+        expected = merging.merge_params(base, models, weight=weight)
+        copies = jax.tree.map(jnp.copy, (base, {k: v for k, v in tuned.items() if k != "none"}))
+        mine, theirs = copies
+        mine["same"] = theirs["same"]  # copies are apart: shared again
+        mine["tied"], theirs["tied"] = [mine["tied"][0]] * 2, [theirs["tied"][0]] * 2
+        theirs["none"] = None
+        given = theirs if models is tuned else [theirs, theirs]
+        got = merging.merge_params(mine, given, weight=weight, donate=donate)
+        assert_same(got, expected)
+        own = mine if donate == "base" else theirs
+        assert own["alone"].is_deleted() == (donate == "base" or models is tuned)
+        assert not own["same"].is_deleted() and not own["tied"][0].is_deleted()
+
+
 def test_inputs_are_left_alone():
     base, tuned = model(0), model(1)
     copies = jax.tree.map(np.array, (base, tuned))
@@ -256,6 +280,19 @@ BAD = {
     "key": (
         lambda: merging.merge_params(W, W, transform=merging.drop_and_rescale(0.2)),
         r"drop_and_rescale\(rate=0.2.*key=",
+    ),
+    **{
+        f"key {key!r}": (
+            lambda key=key: merging.merge_params(
+                W, W, transform=merging.drop_and_rescale(0.2), key=key
+            ),
+            r"key is .*; expected jax.random.key\(seed\)",
+        )
+        for key in (0, "a", 1.5, np.zeros(2), jax.random.split(jax.random.key(0)))
+    },
+    "four bits": (
+        lambda: merging.merge_params(*[{"w": jnp.ones(4).astype(jnp.float4_e2m1fn)}] * 2),
+        "w is float4_e2m1fn; expected floating numbers of 8 bits or more",
     ),
     "transform": (lambda: merging.merge_params(W, W, transform="ties"), "transform was expected"),
     "donate": (lambda: merging.merge_params(W, W, donate="both"), "donate is 'both'"),

@@ -192,6 +192,17 @@ def test_drop_by_magnitude_on_rows_of_one(shape):
     assert set(np.unique(out)) <= {0, 2}
 
 
+def test_weights_that_cancel_where_models_agree_leave_the_sum():
+    """One skill added, another taken away: 1 and -1 on opposite changes vote alike."""
+    base = {"w": jnp.zeros(4)}
+    models = [{"w": jnp.array([2.0, 1.0, 3.0, 0.0])}, {"w": jnp.array([-1.0, 2.0, -3.0, 0.0])}]
+    out = merging.merge_params(base, models, weight=[1.0, -1.0], transform=merging.elect_sign())
+    deltas = [np.asarray(m["w"], np.float64) for m in models]
+    expected = oracle.elect(deltas, [1.0, -1.0])
+    assert expected[0] == 3 and expected[2] == 6  # by hand
+    np.testing.assert_array_equal(out["w"], expected)
+
+
 def test_elect_sign_by_sum_and_by_count():
     deltas = np.array([[3.0, 1, 0, 2], [-1, -1, 0, 2], [-1, 5, 1, -4]], np.float32)
     models, base = [{"w": d} for d in deltas], {"w": np.zeros(4, np.float32)}

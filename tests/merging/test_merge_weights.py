@@ -112,6 +112,85 @@ def test_layer_weights_are_differentiable_and_batched():
     assert out["layers"]["norm"]["scale"][:, 0].tolist() == [0, 1, 2, 3]
 
 
+WEIGHTS = {
+    "vector": merging.LayerWeights(np.array([0.0, 0.5, 1.0, 0.25]), default=0.125),
+    "ramp": merging.LayerWeights(merging.ramp(0.0, 1.0), default=0.5),
+    "patterns": merging.LayerWeights(0.5, patterns={"*layers/2/*": 1.0, "*/bias": 0.0}),
+}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_layers_are_found_below_other_names(weight):
+    """``model.init`` of Flax gives ``{"params": ...}``; its lists of layers are numbered names."""
+    expected = used(weight)
+    wrapped = used(weight, {"params": BASE}, {"params": ONES})
+    assert {f"params/{path}" for path in expected} == wrapped.keys()
+    for path, values in expected.items():
+        np.testing.assert_array_equal(wrapped[f"params/{path}"], values)
+    listed = [tree.unstack_layers(x) for x in (BASE, ONES)]
+    below = used(weight, *({"a": {"b": x}} for x in listed))
+    names = [
+        {**{k: v for k, v in x.items() if k != "layers"},
+         **{f"layers_{i}": layer for i, layer in enumerate(x["layers"])}}
+        for x in listed
+    ]  # fmt: skip
+    named = used(weight, *names)
+    for path, values in used(weight, *listed).items():
+        np.testing.assert_array_equal(below[f"a/b/{path}"], values)
+        np.testing.assert_array_equal(named[path.replace("layers/", "layers_")], values)
+
+
+def test_methods_take_each_layer_for_a_tensor_below_other_names():
+    rng = np.random.default_rng(0)
+    base, tuned = (
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), BASE)
+        for _ in range(2)
+    )
+    how = {"weight": 1.0, "key": jax.random.key(0)}
+    how["transform"] = merging.chain(merging.drop_and_rescale(0.2), merging.trim(0.5))
+    inside = merging.merge_params({"params": base}, {"params": tuned}, **how)
+    layers = merging.merge_params(
+        {"params": tree.unstack_layers(base)}, {"params": tree.unstack_layers(tuned)}, **how
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, tree.unstack_layers(inside["params"]), layers["params"]
+    )
+    kernel = np.asarray(inside["params"]["layers"]["attn"]["q"]["kernel"])
+    changed = kernel != np.asarray(base["layers"]["attn"]["q"]["kernel"])
+    assert changed.sum(axis=(1, 2)).tolist() == [3] * L
+
+
+def test_two_stacks_of_layers():
+    """Of an encoder and a decoder; what lies deeper is no stack of the model."""
+    sizes = {"encoder": 2, "decoder": 3}
+    base = {
+        name: {"layers": {"mlp": {"layers": [jnp.zeros((n, 4)), jnp.zeros((n, 5))]}}}
+        for name, n in sizes.items()
+    }
+    tuned = jax.tree.map(jnp.ones_like, base)
+    got = used(merging.LayerWeights(merging.ramp(0.0, 1.0)), base, tuned)
+    assert got["encoder/layers/mlp/layers/0"][:, 0].tolist() == [0, 1]
+    assert got["decoder/layers/mlp/layers/1"][:, 0].tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.5, 1.0], merging.ramp(0, 1), jnp.ones(3)])
+def test_values_over_depth_need_layers(values):
+    trees = [{"Dense_0": {"kernel": make((2, 2))}, "b": make(3)} for make in (jnp.zeros, jnp.ones)]
+    message = "LayerWeights: no layers for its values over depth, the first .* is Dense_0/kernel"
+    with pytest.raises(InputError, match=message):
+        merging.merge_params(*trees, weight=merging.LayerWeights(values, default=0.5))
+    patterns = merging.LayerWeights(0.0, default=0.5, patterns={"Dense_0": 1.0})
+    assert used(patterns, *trees)["Dense_0/kernel"].tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_lone_layer_is_the_last_one_and_none_is_no_mistake():
+    for count, expected in ((1, [[0.75, 0.75]]), (0, [])):
+        base, tuned = ({"layers": {"w": make((count, 2))}} for make in (jnp.zeros, jnp.ones))
+        for values in ([0.25, 0.75], merging.ramp(0.25, 0.75), merging.ramp(0.25, 0.75, "cosine")):
+            got = used(merging.LayerWeights(values), base, tuned)
+            assert got["layers/w"].tolist() == expected
+
+
 BAD = {
     "pattern": (merging.LayerWeights(0.5, patterns={"*/kernal": 1.0}), "'\\*/kernal' matches no"),
     "vector length": (merging.LayerWeights(jnp.ones(3), default=0.5), r"\(3,\).*has 4 layers"),
