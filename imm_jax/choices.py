@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from imm_jax.evaluation import Answer, ask, make_prompts
 from imm_jax.models.cache import KVCache, Prefix, extend
 from imm_jax.models.decoder import Decoder, unembedding
 from imm_jax.progress import Progress
-from imm_jax.sampling.batch import LENGTH_BUCKET
+from imm_jax.sampling.batch import LENGTH_BUCKET, PREFILL_ROWS
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import decode_weights, grow, prefill
 from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
@@ -92,6 +93,8 @@ def ask_choices(
       Interrupted: ``should_stop`` said so.
     """
     rows = choice_rows(model, tokenizer, task, questions, style=style, shots=shots)
+    if not rows:
+        return []
     sums, _ = score_rows(model, params, rows, batch_size, label, should_stop)
     answers, at = [], 0
     for question in questions:
@@ -122,6 +125,8 @@ def choice_rows(
     Arguments and errors as in :func:`ask_choices`.
     """
     check_choices(task, questions)
+    if not questions:
+        return []
     prompts, lead = choice_prompts(task, questions, style, shots, tokenizer), get_style(style).lead
     rows = [
         encode(tokenizer, prompt.whole, lead + text, prompt.add_special_tokens)
@@ -252,7 +257,8 @@ def score_rows(
     tails = [tokens[seam:] for (tokens, _), seam in zip(rows, seams)]
     # Rows of one prompt together, and like lengths.
     order = sorted(range(len(rows)), key=lambda i: (-len(heads[i]), heads[i], -len(tails[i])))
-    size = min(batch_size, len(rows))
+    most = max(Counter(heads).values())  # options that share a prompt
+    size = min(batch_size, len(rows), PREFILL_ROWS * most)
     sums, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
     with Progress(label, len(rows), "option") as progress:
         for start in range(0, len(rows), size):

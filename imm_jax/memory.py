@@ -132,7 +132,7 @@ def activation_bytes(work: Workload) -> int:
     or, on CPU, of those of a block.
     """
     c, config = work.model, work.training
-    rows, length = _micro_batch(work)
+    rows, length = micro_batch(work)
     tokens, size, t = rows * length, work.computed, work.tensor
     queries, keys = work.heads(c.num_attention_heads), work.heads(c.num_key_value_heads)
     at_once = block_size(length) if work.on_cpu else length
@@ -162,7 +162,7 @@ def loss_bytes(work: Workload) -> int:
     parts), 4 more where fsdp gathers embedding and head and sums up their gradients.
     """
     c, config = work.model, work.training
-    tokens = math.prod(_micro_batch(work))
+    tokens = math.prod(micro_batch(work))
     chunk = min(config.loss_chunk or (128 if work.on_cpu else 2048), tokens)
     copies = c.tie_word_embeddings + (batch_shards(work.sizes) > 1) + 4 * (work.sizes["fsdp"] > 1)
     size = jnp.dtype(config.compute_dtype).itemsize
@@ -268,12 +268,19 @@ def peak(table: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
     return max(totals.items(), key=lambda item: item[1])
 
 
-def _micro_batch(work: Workload) -> tuple[int, int]:
-    """Rows of a micro batch on each part of the batch, and their tokens, where all are longest."""
-    config = work.training
-    length = _up(max(1, config.max_length - 1), config.bucket)
-    parts = batch_shards(work.sizes)
-    return micro_batch_rows(config, length, length, on_cpu=work.on_cpu, shards=parts), length
+def micro_batch(work: Workload) -> tuple[int, int]:
+    """Rows of a micro batch on each part of the batch and their tokens, where these are most.
+
+    That need not be where sequences are longest: more of shorter ones may fill a CPU's batch.
+    """
+    config, parts = work.training, batch_shards(work.sizes)
+    longest = _up(max(1, config.max_length - 1), config.bucket)
+    rows = lambda width: micro_batch_rows(config, width, width, on_cpu=work.on_cpu, shards=parts)
+    width = max(
+        range(config.bucket, longest + 1, config.bucket),
+        key=lambda width: (rows(width) * width, width),
+    )
+    return rows(width), width
 
 
 def _kv_bytes(work: Workload, tokens: int) -> int:

@@ -150,6 +150,24 @@ def test_a_prompt_runs_once_for_all_its_texts(bench, monkeypatch):
         assert found == pytest.approx(expected, abs=2e-4)
 
 
+def test_no_more_prompts_are_run_side_by_side_than_in_sampling(bench, monkeypatch):
+    """Their keys and values take memory, so a large batch of short texts is taken apart."""
+    model, params, _ = bench
+    rows = [((30 + i, *range(3, 20), *text), 18) for i in range(40) for text in ((7, 8), (9,))]
+    shapes = []
+
+    def watch(model, weights, prefix, batch):
+        shapes.append((batch.prompts.shape[0], batch.tokens.shape[0]))
+        return row_scores(model, weights, prefix, batch)
+
+    monkeypatch.setattr(choices, "row_scores", watch)
+    many, _ = score_rows(model, params, rows, batch_size=128)
+    assert shapes == [(16, 32)] * 2 + [(8, 32)]
+    few, _ = score_rows(model, params, rows, batch_size=4)
+    np.testing.assert_allclose(many, few, atol=1e-4)
+    assert ask_choices(*bench, TASK, (), style="plain") == []
+
+
 def test_the_likeliest_option_is_the_answer():
     answer = ChoiceAnswer(id="q", logprobs=(-6.0, -5.0, -8.0), lengths=(4, 2, 8), gold=1)
     # Per character: -1.5, -2.5, -1.0.

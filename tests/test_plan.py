@@ -159,6 +159,11 @@ def test_a_fit_on_cpu_is_planned_with_the_rows_it_takes():
     assert batch.tokens.shape[1:] == (4, 128)
     needs = [memory.plan(workload("data=1", {}, training))["train"] for training in (few, many)]
     assert needs[0] == needs[1]
+    # Of sequences that are shorter than they may be two fit where one of the longest does.
+    longer = TrainingConfig(**many | {"max_length": 289})
+    batch = Batches([Sequence(tuple(range(257)), 1)] * 64, longer, seed=0)[0]
+    assert memory.micro_batch(workload("data=1", {}, dataclasses.asdict(longer))) == (2, 256)
+    assert batch.tokens.shape[1:] == (2, 256)
     gpu = dataclasses.replace(workload("data=1", {}, many), on_cpu=False)
     assert memory.activation_bytes(gpu) > 4 * needs[1]["activations"]
 

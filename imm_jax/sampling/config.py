@@ -11,7 +11,8 @@ class SamplingConfig:
 
     Attributes:
       max_new_tokens: a sample's length at most, in tokens.
-      temperature: logits are divided by it; 0 is greedy.
+      temperature: logits are divided by it; 0 is greedy, and what is so near that a division could
+        overflow is refused.
       top_k: draw from the ``k`` likeliest tokens; 0 is off.
       top_p: draw from the smallest set of tokens whose probability reaches it; 1 is off.
       min_p: leave out tokens less likely than this share of the likeliest; 0 is off.
@@ -33,9 +34,10 @@ class SamplingConfig:
     weights: str = "model"
 
     def __post_init__(self):
+        warm = 1e-6 <= self.temperature < float("inf")
         for name, ok, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("temperature", warm or self.temperature == 0, "0 (greedy) or 1e-6 and more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "0 (off) to under 1"),

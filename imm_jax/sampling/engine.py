@@ -71,7 +71,10 @@ def generate(
     """
     if not prompts or samples < 1:
         return [[] for _ in prompts]
-    eos = tuple(sorted(end_tokens(model, tokenizer) if eos is None else eos))
+    # Text is decoded without special tokens, so a stop string that is one is found by its id.
+    added = getattr(tokenizer, "get_added_vocab", dict)()
+    eos = {*(end_tokens(model, tokenizer) if eos is None else eos)}
+    eos = tuple(sorted(eos | {added[string] for string in stop if string in added}))
     encoded = prompts
     if isinstance(prompts[0], str):
         encoded = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]

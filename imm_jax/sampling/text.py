@@ -40,7 +40,7 @@ def finish(
     """The finished sample, or None while more tokens are needed.
 
     A stop string is searched in the decoded text, so one that spans tokens is found. Tokens after
-    the one that completed it are dropped.
+    the one that first completed one are dropped, so it does not matter how many were sampled.
 
     Args:
       tokenizer: decodes token ids.
@@ -65,7 +65,8 @@ def finish(
             middle = (low + high) // 2
             inside = find_stop(decode(middle), stop) is not None
             low, high = (low, middle) if inside else (middle, high)
-        text, tokens, ended = text[:at], body[:high], True
+        text = decode(high)  # what came after it may hold another that begins before
+        text, tokens, ended = text[: find_stop(text, stop)], body[:high], True
     elif not ended and len(tokens) < limit:
         return None
     return Sample(

@@ -44,6 +44,18 @@ def test_round_trip_is_bit_equal(
         assert all(file.stat().st_size <= limit + 20_000 for file in files)
 
 
+def test_a_window_that_no_layer_has_is_written_where_transformers_asks_for_one(
+    tiny_config, random_params, tmp_path
+):
+    """Its Gemma 3 makes the mask of sliding layers whether there are any or not."""
+    config = tiny_config("gemma3_text", sliding_window=None, layer_types=())
+    save_model(tmp_path / "m", Decoder(config=config), random_params(config))
+    written = json.loads((tmp_path / "m/config.json").read_text())
+    assert set(written["layer_types"]) == {"full_attention"}
+    assert isinstance(written["sliding_window"], int)
+    assert load_model(tmp_path / "m")[0].config == config
+
+
 def test_the_safetensors_package_reads_what_is_written(tiny_config, random_params, tmp_path):
     from safetensors import safe_open
 

@@ -13,6 +13,7 @@ from imm_jax.sampling.batch import LENGTH_BUCKET, cache_slots
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import admit, decode_chunk, decode_weights, grow, keep, prefill
 from imm_jax.sampling.engine import generate
+from imm_jax.sampling.text import finish
 
 PROMPTS = [
     "Question: what is 3 times 14? Answer:",
@@ -117,6 +118,40 @@ def test_stop_strings_are_found_across_tokens_and_cut(tiny):
     assert stop in tokenizer.decode(cut.tokens)
     assert stop not in tokenizer.decode(cut.tokens[:-1])
     assert len(cut.logprobs) == len(cut.tokens)
+
+
+class Characters:
+    """A tokenizer whose tokens are characters; ``#`` is special and left out of texts."""
+
+    def decode(self, tokens, skip_special_tokens):
+        return "".join(map(chr, tokens)).replace("#", "" if skip_special_tokens else "#")
+
+
+@pytest.mark.parametrize("sampled", range(11, 30))
+def test_the_stop_string_that_is_complete_first_counts(sampled):
+    """However many tokens were sampled behind it: another that begins before may end there."""
+    tokens, stop = list(map(ord, "1234 == Answer:\n\nNext and more")), ("== Answer:\n\nN", "Ans")
+    found = finish(Characters(), tokens[:sampled], [0.0] * sampled, stop=stop, eos=[], limit=40)
+    assert (found.text, bytes(found.tokens)) == ("1234 == ", b"1234 == Ans")
+    assert found.finish_reason == "stop"
+
+
+def test_a_stop_string_that_is_a_special_token_stops(tiny):
+    """Texts are decoded without special tokens, so it is never in one."""
+    model, params, tokenizer = tiny
+    special, token = next(iter(tokenizer.get_added_vocab().items()))
+    assert tokenizer.decode([token], skip_special_tokens=True) == ""
+    params = {**params, "embed": {"embedding": params["embed"]["embedding"]}}
+    config = SamplingConfig(temperature=5.0, max_new_tokens=64)  # any token may come
+    how = {"config": config, "samples": 16, "seed": 3, "eos": []}
+    free = generate(model, params, tokenizer, PROMPTS[:1], **how)[0]
+    cut = generate(model, params, tokenizer, PROMPTS[:1], stop=[special], **how)[0]
+    assert any(token in sample.tokens for sample in free)
+    for whole, sample in zip(free, cut):
+        ended = token in whole.tokens
+        count = whole.tokens.index(token) + 1 if ended else 64
+        assert sample.tokens == whole.tokens[:count]
+        assert sample.finish_reason == ("stop" if ended else "length")
 
 
 def test_an_end_token_and_the_limit_end_a_sample(tiny):

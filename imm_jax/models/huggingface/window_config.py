@@ -8,6 +8,8 @@ from imm_jax.models.huggingface.config_values import take
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
+UNUSED = 4096  # a window that no layer has
+
 # How a family's layers come to slide: the keys that say so.
 WINDOW_KEYS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -84,7 +86,8 @@ def write_windows(config: ModelConfig, style: str) -> dict[str, Any]:
     every = sliding.index(False) + 1 if False in sliding else len(sliding) + 1
     regular = sliding == [bool((i + 1) % every) for i in range(len(sliding))]
     return {
-        "sliding_window": window,
+        # Where none slides too: transformers makes the mask of layers that would.
+        "sliding_window": window or UNUSED,
         "layer_types": types,
         **({"sliding_window_pattern": every} if regular else {}),
     }
