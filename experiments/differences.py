@@ -115,6 +115,8 @@ def draw(plt: Any, found: dict) -> Any:
     arms = found["arms"]
     figure, axis = plt.subplots(figsize=(7, 1.3 + 0.42 * len(arms)), constrained_layout=True)
     for number, (kind, colour) in enumerate(COLOURS.items()):
+        if any(row["from_original"][kind] is None for row in arms):
+            continue  # a run without other tasks
         values = [row["from_original"][kind] for row in arms]
         sides = [[v["difference"] - v["low"] for v in values]]
         sides += [[v["high"] - v["difference"] for v in values]]

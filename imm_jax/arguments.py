@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "imm-jax run experiments/quickstart.yaml rounds=2 training.learning_rate=1e-5",
         several="overrides",
     )
-    sub.add_argument("config", help="the YAML file")
+    sub.add_argument("config", help="the YAML file, or a run's folder")
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
     sub.add_argument("--output", help="folder for the results (default: runs/<config's name>)")
     sub.add_argument("--smoke", action="store_true", help="do as little of everything as runs")

@@ -57,16 +57,18 @@ def _run(args: argparse.Namespace) -> None:
     from imm_jax.analysis.summary import plot, table
     from imm_jax.config import load_config
     from imm_jax.hosts import is_primary
+    from imm_jax.rounds.output import CONFIG, locate
     from imm_jax.rounds.run import run
     from imm_jax.sharding import start_hosts
 
     start_hosts(args.coordinator, args.processes, args.process)
     if not is_primary():
         logging.getLogger("imm_jax").setLevel(logging.WARNING)  # the primary says it for all
-    name = Path(args.config).stem
-    output = Path(args.output or Path("runs") / (f"{name}-smoke" if args.smoke else name))
+    path, place = locate(args.config, args.smoke)
+    output = Path(args.output or place)
+    name = output.resolve().name if path.name == CONFIG else path.stem
     mesh = [f"mesh={args.mesh}"] if args.mesh else []
-    config = load_config(args.config, [*args.overrides, *mesh], smoke=args.smoke)
+    config = load_config(path, [*args.overrides, *mesh], smoke=args.smoke)
     profile = output / "profile" if args.profile == "" else args.profile
     with Stop() as should_stop:
         rows = run(

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 
 logger = logging.getLogger("imm_jax")
@@ -13,7 +14,8 @@ class Progress:
     """Counts work done, with its rate and the time that remains.
 
     Usable as a context manager. On a terminal it draws a tqdm bar on standard error; elsewhere it
-    logs a line through the ``imm_jax`` logger at most every 30 seconds and one at the end.
+    logs a line through the ``imm_jax`` logger at most every 30 seconds and one at the end; as a
+    context manager also one where nothing is done after 30 seconds (programs are compiled first).
 
     Args:
       label: what is being done, for example ``"round 1 / imm: sample"``.
@@ -26,7 +28,7 @@ class Progress:
         self.done, self.note = 0, ""
         self.start = self.logged = time.monotonic()
         self.said: tuple[int, str] | None = None
-        self.bar = None
+        self.bar, self.waiting = None, None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -35,9 +37,15 @@ class Progress:
             )
 
     def __enter__(self) -> "Progress":
+        if self.bar is None:
+            self.waiting = threading.Timer(LOG_EVERY_SECONDS, self._wait)
+            self.waiting.daemon = True
+            self.waiting.start()
         return self
 
     def __exit__(self, kind, *_):
+        if self.waiting is not None:
+            self.waiting.cancel()
         if self.bar is not None:
             self.bar.close()
         if kind is None and (self.done, self.note) != self.said:
@@ -52,11 +60,16 @@ class Progress:
         elif time.monotonic() - self.logged > LOG_EVERY_SECONDS:
             self._log()
 
+    def _wait(self) -> None:
+        if not self.done:
+            logger.info(f"{self.label}: under way, nothing done after {LOG_EVERY_SECONDS:.0f} s")
+
     def _log(self) -> None:
         self.logged, self.said = time.monotonic(), (self.done, self.note)
         seconds = max(self.logged - self.start, 1e-9)
         rate = self.done / seconds
-        done, total, each = f"{self.done:,}", f"{self.total or 0:,}", f"{rate:,.1f} {self.unit}"
+        each = f"{rate:,.1f} {self.unit}" if rate >= 1 or not rate else f"{rate:.2g} {self.unit}"
+        done, total = f"{self.done:,}", f"{self.total or 0:,}"
         unit = f" {self.unit}"
         if self.unit == "B":
             done, total, each, unit = _bytes(self.done), _bytes(self.total or 0), _bytes(rate), ""

@@ -76,7 +76,8 @@ class RunFolder:
     def merges(self, arm: str) -> bool:
         """Whether an arm's model M_t is another than theta_t."""
         settings = self.config.arms[arm]
-        return settings.weight != 1.0 or settings.drop_rate != 0.0
+        factors = set(settings.schedule or (1.0,))
+        return settings.weight != 1.0 or settings.drop_rate != 0.0 or factors != {1.0}
 
     def models(self, place: Place) -> dict[str, Path]:
         """The checkpoints kept of a round: ``model`` (M_t) and, of arms that merge, ``tuned``

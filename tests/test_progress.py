@@ -46,6 +46,28 @@ def test_now_and_then_it_says_how_long_is_left(caplog, clock):
     ]
 
 
+def test_slow_work_has_a_rate(caplog, clock):
+    with caplog.at_level(logging.INFO, "imm_jax"), Progress("fit", 2, "step") as bar:
+        for _ in range(2):
+            clock[0] += 60
+            bar.update()
+    assert caplog.messages == [
+        "fit: 1/2 step in 60.0 s, 0.017 step/s, 60 s left",
+        "fit: 2/2 step in 120.0 s, 0.017 step/s",
+    ]
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_before_anything_is_done_it_says_that_it_works(done, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.01)
+    with caplog.at_level(logging.INFO, "imm_jax"), Progress("sample", 2) as bar:
+        bar.done = done
+        bar.waiting.join()
+        assert len(caplog.messages) == 1 - done
+        bar.update(2 - done)
+    assert "sample: under way, nothing done" in "".join(caplog.messages) or done
+
+
 def test_without_a_total_and_without_time(caplog, clock):
     with caplog.at_level(logging.INFO, "imm_jax"), Progress("count") as bar:
         bar.update(0)

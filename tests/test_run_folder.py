@@ -8,7 +8,7 @@ import pytest
 from imm_jax import analyses
 from imm_jax.analysis.gap import generation_verification_gap
 from imm_jax.analysis.record import Record
-from imm_jax.config import RunConfig, save_config
+from imm_jax.config import ArmConfig, RunConfig, save_config
 from imm_jax.errors import InputError
 from imm_jax.files import write_jsonl
 from imm_jax.run_folder import Place, read_run
@@ -62,6 +62,10 @@ def test_what_is_there(folder):
     # Vanilla's model is its fine-tuned one.
     assert run.models(Place(3, 2, "vanilla")) == {"model": folder / "seed-3/round-2/vanilla/model"}
     assert not run.merges("vanilla") and run.merges("imm")
+    for schedule, merges in (((1.0, 0.5), True), ((1.0, 1.0), False)):
+        arms = {"last": ArmConfig(weight=1.0, drop_rate=0.0, schedule=schedule)}
+        scheduled = dataclasses.replace(run, config=dataclasses.replace(run.config, arms=arms))
+        assert scheduled.merges("last") == merges
 
 
 def test_arms_share_a_teachers_samples_in_later_rounds(folder):

@@ -49,7 +49,7 @@ def budgets(total: int, initial: int, gamma: float) -> list[int]:
     spans, left, size = [], total, float(initial)
     while left > 0:
         span = int(size)
-        size *= gamma
+        size = min(size * gamma, float(total))
         if left < span or (spans and left - span < int(size)):
             span = left
         spans.append(span)

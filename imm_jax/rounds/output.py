@@ -1,5 +1,6 @@
 """A run's folder: claimed by one process, tied to one configuration."""
 
+import dataclasses
 import fcntl
 import json
 import logging
@@ -22,12 +23,33 @@ QUESTIONS = "questions"  # in the record
 CONFIG, METRICS, RECORD, LOCK = "config.yaml", "metrics.jsonl", "run.json", ".lock"
 
 
+def locate(config: str | Path, smoke: bool = False) -> tuple[Path, Path]:
+    """Where a run's settings are, and the folder for what it makes if none is named.
+
+    A run's folder, or the ``config.yaml`` in it, means to go on with that run; any other YAML file
+    a run in ``runs/<name of the file>``.
+
+    Raises:
+      InputError: a folder that is no run's.
+    """
+    path = Path(config)
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise InputError(f"{path}: holds no {CONFIG}, expected a run's folder or a YAML file")
+        return path / CONFIG, path
+    if path.name == CONFIG and (path.parent / LOCK).exists():
+        return path, path.parent
+    return path, Path("runs") / (f"{path.stem}-smoke" if smoke else path.stem)
+
+
 @contextmanager
 def claim(folder: Path, config: RunConfig) -> Iterator[None]:
     """Makes the folder, or takes up a run begun there with the same configuration.
 
     A new folder in which nothing was made by the end of the block is removed again, so that a
     mistake in the configuration can be mended and the same command given.
+
+    A run may be given more rounds or seeds than it was begun with: what is done stays.
 
     Raises:
       InputError: it holds something else, or a run with another configuration (the keys that differ
@@ -55,6 +77,9 @@ def claim(folder: Path, config: RunConfig) -> Iterator[None]:
         try:
             if fresh:
                 save_config(config, stored)
+            results = len(config.seeds) * (1 + config.rounds * len(config.arms))
+            found = f"goes on, {_lines(folder / METRICS)} of {results} results are there"
+            logger.info(f"{folder}: {'a new run' if fresh else found}")
             yield
         finally:
             if fresh and _is_new(folder):
@@ -75,20 +100,27 @@ def _unmake(folder: Path, made: list[Path]) -> None:
             path.rmdir()
 
 
-def _check_same(stored: Path, config: RunConfig) -> None:
+def _check_same(stored: Path, config: RunConfig) -> RunConfig:
+    """The stored settings, which are those of ``config`` but for more rounds or seeds."""
     import yaml
 
     try:
         old = yaml.safe_load(stored.read_text())
-        old = to_dict(build(RunConfig, old, str(stored)))
+        begun = build(RunConfig, old, str(stored))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(f"{stored}: cannot be read as a run's configuration") from error
-    differing = differences(old, to_dict(config) | {"mesh": old["mesh"]})
+    same = {"mesh": begun.mesh}  # another mesh gives the same results
+    if config.rounds > begun.rounds:
+        same["rounds"] = begun.rounds
+    if config.seeds[: len(begun.seeds)] == begun.seeds:
+        same["seeds"] = begun.seeds
+    differing = differences(to_dict(begun), to_dict(dataclasses.replace(config, **same)))
     if differing:
         raise InputError(
             f"{stored.parent}: holds a run with other settings: {'; '.join(differing)}; "
-            "expected the same settings or another --output"
+            "expected the same settings (more rounds or seeds aside) or another --output"
         )
+    return begun
 
 
 def questions_hash(task: Task) -> str:
@@ -118,6 +150,17 @@ def check_record(folder: Path, record: dict) -> None:
         raise InputError(f"{folder}: task {changed[0]} has other questions now; {expected}")
 
 
+def write_record(folder: Path, config: RunConfig, record: dict) -> None:
+    """Keeps the record, and settings that ask for more rounds or seeds than those stored."""
+    stored = folder / CONFIG
+    begun = _check_same(stored, config)
+    if begun.rounds != config.rounds:
+        shutil.rmtree(folder / "model", ignore_errors=True)  # it is not the last one any more
+    if (begun.rounds, begun.seeds) != (config.rounds, config.seeds):
+        save_config(dataclasses.replace(config, mesh=begun.mesh), stored)
+    atomic_write(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
 def _sweep(folder: Path) -> None:
     """Removes what a killed process left half-written or half-deleted."""
     for path in [*folder.rglob(f".*{PART}"), *folder.rglob(f".*{GONE}")]:
@@ -133,6 +176,10 @@ def write_metrics(folder: Path, rows: list[dict]) -> None:
     A run that is taken up again goes through the rounds that were finished before.
     """
     path = folder / METRICS
-    if path.exists() and path.read_bytes().count(b"\n") > len(rows):
+    if _lines(path) > len(rows):
         return
     atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -1,7 +1,6 @@
 """A whole run: seeds, rounds and arms, from a configuration to a folder of results."""
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from imm_jax import __version__, hosts
 from imm_jax.config import RunConfig, load_config
 from imm_jax.devices import peak_flops as known_peak_flops
 from imm_jax.errors import InputError, nearest
-from imm_jax.files import atomic_write
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.layout import param_shapes
@@ -27,11 +25,12 @@ from imm_jax.rounds.costs import Meter, stage_figures
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.output import (
     QUESTIONS,
-    RECORD,
     check_record,
     claim,
+    locate,
     questions_hash,
     write_metrics,
+    write_record,
 )
 from imm_jax.rounds.profile import Profile
 from imm_jax.rounds.round import improve
@@ -62,8 +61,9 @@ def run(
     process was killed on the way.
 
     Args:
-      config: the settings, or the YAML file that holds them.
+      config: the settings, the YAML file that holds them, or a run's folder to go on with.
       output: the folder for everything the run makes; ``runs/<name of the YAML file>`` by default.
+        One that holds a run of the same settings, but for fewer rounds or seeds, is gone on with.
       should_stop: asked between small steps; on True the work so far is kept and the run ends with
         ``Interrupted``.
       profile: a folder for traces of a few moments of the first round; see ``rounds.profile``.
@@ -80,8 +80,8 @@ def run(
       Interrupted: ``should_stop`` said so.
     """
     if not isinstance(config, RunConfig):
-        output = output or Path("runs") / Path(config).stem
-        config = load_config(config)
+        path, place = locate(config)
+        output, config = output or place, load_config(path)
     if output is None:
         raise InputError("output: missing, expected a folder")
     output = Path(output)
@@ -94,8 +94,7 @@ def run(
         bench, base, record = load_bench(config, tasks, should_stop, meter)
         hosts.from_primary(lambda: check_record(output, record))
         params = base()
-        if hosts.is_primary():
-            atomic_write(output / RECORD, json.dumps(record, indent=1) + "\n")
+        hosts.from_primary(lambda: write_record(output, config, record))
         rows = []
         for row in run_seeds(bench, params, output):
             rows.append(row)

@@ -97,6 +97,7 @@ def generate(
         launch = threads.submit if len(lanes) > 1 else _at_once
         total = 0
         for batch in itertools.cycle(lanes):
+            finished = 0
             for number, row in batch.collect():
                 done = finish(
                     tokenizer,
@@ -110,9 +111,10 @@ def generate(
                     continue
                 results[row.prompt][row.sample] = done
                 batch.release(number)
-                total += len(done.tokens)
+                total, finished = total + len(done.tokens), finished + 1
+            if finished:
                 fill = sum(lane.drawn for lane in lanes) / sum(lane.decoded for lane in lanes)
-                progress.update(1, f"{total:,} tokens, batch {fill:.0%} full")
+                progress.update(finished, f"{total:,} tokens, batch {fill:.0%} full")
             if not queue and not any(lane.active for lane in lanes):
                 break
             if should_stop is not None and should_stop():

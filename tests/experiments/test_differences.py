@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.differences import differences, main
+from experiments.differences import differences, draw, line, main
 from imm_jax.analysis.report import Run
 from imm_jax.errors import InputError
 
@@ -46,6 +46,16 @@ def test_accuracies_and_differences_are_those_of_the_answers():
     assert found["third"]["difference"] == 0.25
     assert imm["from_vanilla"]["in_domain"]["difference"] == -0.25
     assert imm["from_vanilla"]["out_of_domain"]["difference"] == pytest.approx(0.5 - 0.125)
+
+
+def test_a_run_without_other_tasks_is_drawn(tmp_path):
+    from matplotlib import pyplot
+
+    found = differences([make_run("main", PRACTISED, tasks=("practised",))], 2)
+    assert found["arms"][1]["from_original"]["out_of_domain"] is None
+    axis = draw(pyplot, found).axes[0]
+    assert axis.get_legend_handles_labels()[1] == ["in domain"]
+    assert "OOD" not in line(found["arms"][1])
 
 
 def test_another_runs_arms_stand_beside_this_ones_vanilla_on_the_seeds_of_both():

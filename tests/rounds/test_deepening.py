@@ -36,6 +36,7 @@ WAIT = "Wait!"
         (40, 40, 2.0, [40]),
         (40, 64, 2.0, [40]),
         (96, 32, 2.0, [32, 64]),
+        (300, 64, 1e308, [64, 236]),
     ],
 )
 def test_budgets_grow_geometrically(total, initial, gamma, expected):

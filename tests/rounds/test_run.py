@@ -14,7 +14,7 @@ from imm_jax import checkpoints
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.files import read_jsonl
 from imm_jax.models.load import load_model
-from imm_jax.rounds.output import METRICS
+from imm_jax.rounds.output import METRICS, locate
 from imm_jax.rounds.run import run
 from imm_jax.rounds.select import from_rows
 from tests.answering import results_of
@@ -84,6 +84,40 @@ def test_finished_rounds_stay_in_the_metrics_of_a_run_taken_up_again(whole, sett
     with pytest.raises(Interrupted):
         run(settings(keep="all"), tmp_path / "run", should_stop=stop)
     assert asked and set(asked) == {5}
+
+
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_more_rounds_and_seeds_end_as_if_asked_for_at_once(
+    keep, whole, settings, tmp_path, result_files, caplog
+):
+    longer = {"keep": keep, "rounds": 2, "seeds": [0, 3]}
+    run(settings(**longer), tmp_path / "at_once")
+    run(settings(keep=keep, rounds=1), tmp_path / "run")
+    with caplog.at_level(logging.INFO, "imm_jax"):
+        run(settings(**longer), tmp_path / "run")
+    assert f"{tmp_path}/run: goes on, 3 of 10 results are there" in caplog.messages
+    assert result_files(tmp_path / "run") == result_files(tmp_path / "at_once")
+    for name in ("config.yaml", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "at_once" / name).read_bytes()
+    with pytest.raises(InputError, match="holds a run with other settings: rounds \\(2 there, 1"):
+        run(settings(keep=keep, rounds=1), tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run with other settings: seeds "):
+        run(settings(**longer | {"seeds": [3, 0]}), tmp_path / "run")
+
+
+def test_a_runs_folder_is_gone_on_with(whole, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole[0], "mine")
+    shutil.rmtree("mine/seed-0/round-2/imm/model")
+    assert results_of(run("mine")) == results_of(whole[1])
+    assert run("mine/config.yaml") == run(Path("mine")) and not Path("runs").exists()
+    assert locate("a/b.yaml") == (Path("a/b.yaml"), Path("runs/b"))
+    assert locate("b.yaml", smoke=True)[1] == Path("runs/b-smoke")
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: holds no config.yaml, expected a run's folder"):
+        run("empty")
+    Path("config.yaml").write_text("")
+    assert locate("config.yaml")[1] == Path("runs/config")  # no run's
 
 
 def test_arms_share_the_first_rounds_samples_and_fine_tune(whole):
@@ -223,7 +257,7 @@ def test_a_stop_is_polite_and_the_next_call_goes_on(settings, whole, result_file
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounds": 3}, r"rounds \(2 there, 3 now\)"),
+        ({"rounds": 1}, r"rounds \(2 there, 1 now\)"),
         ({"arms": {"imm": {"weight": 0.3}}}, r"arms.vanilla .*arms.imm.weight \(0.5 there, 0.3"),
     ],
 )
