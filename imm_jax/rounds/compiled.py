@@ -149,7 +149,8 @@ def sweep(
 ) -> tuple[Float[Array, "K"], PyTree]:
     """Runs Iterative Model Merging once for each member, all in one compiled program.
 
-    A round in which a run keeps no sample leaves its model as it was (the host's loop gives up).
+    A round in which a run keeps no sample merges without a fine-tune, as the host's loop does
+    (which gives up if that is the first).
 
     Args:
       program: what the runs share.

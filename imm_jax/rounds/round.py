@@ -52,6 +52,9 @@ def improve(
         theta_t = SFT(M_{t-1}, D_t)
         M_t     = theta_0 + alpha_t * drop_and_rescale_p(theta_t - theta_0)
 
+    Without a right answer there is nothing to fine-tune on: theta_t is what the fine-tune would
+    have started from.
+
     Args:
       t: the round, from 1.
       arm: alpha, which the paper holds fixed, p, and the arm's variations.
@@ -75,7 +78,8 @@ def improve(
         selected = from_rows(
             learned.rows("selected", lambda: to_rows(tools.select(current, samples, t, learned)))
         )
-    tuned = learned.params("tuned", base, lambda: tools.fit(start(), selected, t, learned), "fit")
+    fit = lambda: tools.fit(start(), selected, t, learned)
+    tuned = learned.params("tuned", base, fit, "fit") if selected else start
     key = jax.random.fold_in(key, t)
     merged = own.params(
         "model", base, lambda: own.traced(merge, arm, t, base, current, tuned(), key), "merge"

@@ -75,7 +75,7 @@ def run(
       Arms that share samples or a fine-tune name the same cost.
 
     Raises:
-      InputError: a setting, the model, a task or a folder cannot be used, or a round keeps no
+      InputError: a setting, the model, a task or a folder cannot be used, or a first round keeps no
         sample.
       Interrupted: ``should_stop`` said so.
     """

@@ -16,6 +16,17 @@ from imm_jax.select_config import SelectConfig
 from imm_jax.tasks.types import Task
 
 
+class NothingKept(InputError):
+    """A selection left nothing to train on; ``found`` says so in short."""
+
+    def __init__(self, found: str):
+        super().__init__(
+            f"select: {found}, so there is nothing to train on; expected at least one (more "
+            "questions, more samples, an easier task, or a longer sampling.max_new_tokens)"
+        )
+        self.found = found
+
+
 class Rule(NamedTuple):
     """A selection rule.
 
@@ -71,18 +82,14 @@ def select(
       scorer: the model that rules with a scorer ask for the likelihood of options.
 
     Raises:
-      InputError: an unknown rule; a rule without the judge, scorer or task it needs; or nothing is
-        left, so that there would be nothing to train on.
+      InputError: an unknown rule, or a rule without the judge, scorer or task it needs.
+      NothingKept: nothing is left, so that there would be nothing to train on.
     """
     passed = passing(answers, config, judge, task, scorer)
     kept = deduplicate(passed, KEYS[config.duplicates]) if config.deduplicate else passed
     kept = cap(kept, _quotas(passed, answers, config))
     if not kept:
-        raise InputError(
-            f"select: none of {len(answers)} samples passes the rule {config.rule!r}, so there is "
-            "nothing to train on; expected at least one (more questions, more samples, an easier "
-            "task, or a longer sampling.max_new_tokens)"
-        )
+        raise NothingKept(f"none of {len(answers)} samples passes the rule {config.rule!r}")
     return kept
 
 

@@ -1,6 +1,7 @@
 """The steps of a round, done with a model, its tokenizer and a run's tasks."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from imm_jax.rounds.flops import (
 )
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.round import Tools
-from imm_jax.rounds.select import RULES, from_rows, passing, select, to_rows
+from imm_jax.rounds.select import RULES, NothingKept, from_rows, passing, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.engine import check_lengths, end_tokens
@@ -34,6 +35,8 @@ from imm_jax.tasks.prompts import get_style, training_style
 from imm_jax.tasks.types import Example, Task
 from imm_jax.training.batching import Sequence as TokenSequence
 from imm_jax.training.fit import fit
+
+logger = logging.getLogger("imm_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,13 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
     def select_samples(
         current: Later[PyTree], samples: Sequence[Answer], t: int, stages: Stages
     ) -> list[Answer]:
-        return select(samples, bench.config.select, **aids(current, t, stages))
+        try:
+            return select(samples, bench.config.select, **aids(current, t, stages))
+        except NothingKept as error:
+            if t == 1:
+                raise  # the settings' fault rather than what practice has come to
+            logger.warning(f"{label}: {error.found}; it goes on without a fine-tune")
+            return []
 
     def describe(current: Later[PyTree], samples: Sequence[Answer], t: int, stages: Stages) -> dict:
         config = bench.config.select

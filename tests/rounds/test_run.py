@@ -120,6 +120,37 @@ def test_a_runs_folder_is_gone_on_with(whole, settings, tmp_path, monkeypatch):
     assert locate("config.yaml")[1] == Path("runs/config")  # no run's
 
 
+def test_an_arm_that_finds_no_right_answer_any_more_does_not_end_the_run(
+    settings, tmp_path, caplog
+):
+    """A step far too large: vanilla forgets everything, an arm that keeps the base does not."""
+    training = settings.plain["training"] | {"learning_rate": 3.0}
+    arms = {
+        "vanilla": {"weight": 1.0, "drop_rate": 0.0},
+        "half": {"weight": 0.5, "drop_rate": 0.0},
+        "none": {"weight": 0.0, "drop_rate": 0.0},
+    }
+    config = settings(keep="all", rounds=3, arms=arms, training=training)
+    rows = {(row["round"], row["arm"]): row for row in run(config, tmp_path / "run")}
+    assert [rows[t, "vanilla"]["kept"] for t in (2, 3)] == [0, 0] < [rows[3, "none"]["kept"]] * 2
+    assert "round 2 / vanilla: none of 24 samples passes the rule 'correct'" in caplog.text
+    place = tmp_path / "run/seed-0"
+    base = load_model(config.model)[1]
+    first, second, third = (
+        {arm: checkpoints.restore(place / f"round-{t}/{arm}/model", base) for arm in arms}
+        for t in (1, 2, 3)
+    )
+    assert [rows[t, "half"]["kept"] for t in (2, 3)] == [0, 0]
+    for before, after in ((first, second), (second, third)):
+        for name, zero in leaves(base).items():
+            was, now = (leaves(models["vanilla"])[name] for models in (before, after))
+            assert np.array_equal(was, now)
+            # theta_t is M_{t-1}, which is merged as in every round.
+            was, now = (leaves(models["half"])[name] for models in (before, after))
+            np.testing.assert_allclose(now, (np.float64(zero) + was) / 2, rtol=1e-5, atol=1e-6)
+    assert results_of(run(config, tmp_path / "run")) == results_of(list(rows.values()))
+
+
 def test_arms_share_the_first_rounds_samples_and_fine_tune(whole):
     folder, rows = whole
     first = folder / "seed-0/round-1"
