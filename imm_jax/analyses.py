@@ -14,7 +14,8 @@ from imm_jax.analysis.correlation import rank_correlation
 from imm_jax.analysis.diversity import COLLAPSED, collapse_rows, diversity
 from imm_jax.analysis.record import SETTINGS, Record
 from imm_jax.evaluation import Answer
-from imm_jax.rounds.tools import Bench, training_sequences
+from imm_jax.rounds.bench import Bench
+from imm_jax.rounds.tools import training_sequences
 from imm_jax.run_folder import RunFolder
 from imm_jax.tasks.types import digest
 from imm_jax.training.batching import Batches

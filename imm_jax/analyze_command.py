@@ -164,9 +164,9 @@ def _shortened(tasks, most: int | None) -> tuple:
 def _load(args, subject: Subject, should_stop: Callable):
     """The bench, the base's parameters, how to read the tuned ones, and all tuned models."""
     from imm_jax import analyses, checkpoints
+    from imm_jax.rounds.bench import check_prompts
     from imm_jax.rounds.run import open_bench
     from imm_jax.rounds.stages import Later
-    from imm_jax.rounds.tools import check_prompts
 
     config = subject.config
     settings = config, subject.tasks, should_stop

@@ -16,8 +16,8 @@ from imm_jax.choices import examine
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask
 from imm_jax.merging import merge_params
+from imm_jax.rounds.bench import Bench
 from imm_jax.rounds.select import from_rows, to_rows
-from imm_jax.rounds.tools import Bench
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.tasks.sources import parse_spec
 from imm_jax.tasks.types import Example, Task, digest

@@ -31,11 +31,12 @@ from imm_jax.files import atomic_write
 from imm_jax.laboratory.problems import to_task
 from imm_jax.laboratory.vocabulary import make_tokenizer
 from imm_jax.models.load import load_model
+from imm_jax.rounds.bench import Bench, check_prompts
 from imm_jax.rounds.compiled import Member, accuracies, sweep
 from imm_jax.rounds.compiled_steps import answer, fit, select
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.tools import Bench, check_prompts, make_tools
+from imm_jax.rounds.tools import make_tools
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "laboratory"))
 import settings

@@ -21,6 +21,7 @@ from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import identify, resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
+from imm_jax.rounds.bench import Bench, check_prompts
 from imm_jax.rounds.costs import Meter, stage_figures
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.output import (
@@ -36,7 +37,7 @@ from imm_jax.rounds.profile import Profile
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.select import RULES, check_rule
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
+from imm_jax.rounds.tools import evaluate_tasks, make_tools
 from imm_jax.sharding import make_mesh, param_shardings
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES

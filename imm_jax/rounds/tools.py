@@ -11,57 +11,24 @@ from jaxtyping import PyTree
 
 from imm_jax import hosts
 from imm_jax.analysis.gap import generation_verification_gap
-from imm_jax.choices import choice_rows, examine, is_ranked
-from imm_jax.config import RunConfig
+from imm_jax.choices import examine
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
-from imm_jax.models.decoder import Decoder
-from imm_jax.rounds.costs import Meter
+from imm_jax.rounds.bench import Bench, train_style
 from imm_jax.rounds.deepening import ask_deepening
-from imm_jax.rounds.flops import (
-    PromptTokens,
-    asking_flops,
-    fit_flops,
-    prompt_tokens,
-    ranking_flops,
-)
+from imm_jax.rounds.flops import asking_flops, fit_flops
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.round import Tools
 from imm_jax.rounds.select import RULES, NothingKept, from_rows, passing, select, to_rows
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.sampling.decode import decode_weights
-from imm_jax.sampling.engine import check_lengths, end_tokens
-from imm_jax.tasks.prompts import get_style, training_style
+from imm_jax.sampling.engine import end_tokens
+from imm_jax.tasks.prompts import get_style
 from imm_jax.tasks.types import Example, Task
 from imm_jax.training.batching import Sequence as TokenSequence
 from imm_jax.training.fit import fit
 
 logger = logging.getLogger("imm_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """What a run works with.
-
-    Attributes:
-      config: the run's.
-      model: the decoder.
-      tokenizer: its Hugging Face tokenizer.
-      tasks: the in-domain task, then the others.
-      should_stop: asked between small steps of work.
-      meter: of what the stages cost.
-      prompts: lengths of the prompts, by ``(task's name, "train" or "test")``.
-      teacher: the model that draws the training samples in a distillation, and its parameters.
-    """
-
-    config: RunConfig
-    model: Decoder
-    tokenizer: Any
-    tasks: tuple[Task, ...]
-    should_stop: Callable[[], bool]
-    meter: Meter = dataclasses.field(default_factory=Meter)
-    prompts: dict[tuple[str, str], PromptTokens] = dataclasses.field(default_factory=dict)
-    teacher: tuple["Bench", Later[PyTree]] | None = None
 
 
 def make_tools(bench: Bench, seed: int, label: str) -> Tools:
@@ -147,48 +114,6 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
     )
 
 
-def check_prompts(bench: Bench) -> dict[tuple[str, str], PromptTokens]:
-    """Writes and measures every prompt of the run, before any weight is read.
-
-    Returns:
-      Their lengths, as in :class:`Bench`.
-
-    Raises:
-      InputError: a style needs worked examples or a chat template that are not there, or a prompt
-        leaves no room for its answer in the model's context.
-    """
-    config, data = bench.config, bench.config.data
-    practised = bench.tasks[0]
-    sampled, _ = bench.teacher or (bench, None)
-    plans = [(sampled, practised, "train", data.sample_style, config.sampling)]
-    plans += [(bench, task, "test", data.evaluate_style, config.evaluation) for task in bench.tasks]
-    lengths = {}
-    for asked, task, split, style, sampling in plans:
-        questions = getattr(task, split)
-        prompts = make_prompts(task, questions, style, data.shots, asked.tokenizer)
-        encoded = asked.tokenizer(
-            [prompt.whole for prompt in prompts],
-            add_special_tokens=all(prompt.add_special_tokens for prompt in prompts),
-        )
-        try:
-            check_lengths(asked.model, encoded["input_ids"], sampling.max_new_tokens)
-        except InputError as error:
-            raise InputError(f"task {task.name}: {error}") from error
-        ids = [question.id for question in questions]
-        found = prompt_tokens(ids, encoded["input_ids"])
-        if split == "test" and is_ranked(config.evaluation.scoring, task, questions):
-            given = {"style": style, "shots": data.shots}
-            rows = choice_rows(asked.model, asked.tokenizer, task, questions, **given)
-            found = found._replace(ranking=ranking_flops(asked.model.config, rows))
-        lengths[task.name, split] = found
-    make_prompts(practised, practised.train, _train_style(config), 0, bench.tokenizer)
-    return lengths
-
-
-def _train_style(config: RunConfig) -> str:
-    return config.data.train_style or training_style(config.data.sample_style)
-
-
 def sample_blocks(
     bench: Bench, current: Later[PyTree], key: jax.Array, stages: Stages, label: str
 ) -> list[Answer]:
@@ -251,7 +176,7 @@ def training_sequences(bench: Bench, selected: Sequence[Answer]) -> list[TokenSe
     Prompt and response are tokenized apart, as they are when the model answers.
     """
     config, task = bench.config, bench.tasks[0]
-    style = _train_style(config)
+    style = train_style(config)
     questions = {question.id: question for question in task.train}
     asked = [questions[answer.id] for answer in selected]
     prompts = make_prompts(task, asked, style, 0, bench.tokenizer)

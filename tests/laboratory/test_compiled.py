@@ -13,10 +13,11 @@ from imm_jax.laboratory.check import LANGUAGE
 from imm_jax.laboratory.problems import draw, ids_of, questions, to_task
 from imm_jax.laboratory.vocabulary import TOKENS, make_tokenizer
 from imm_jax.rounds import compiled as module
+from imm_jax.rounds.bench import Bench, check_prompts
 from imm_jax.rounds.compiled import Member, Program, sweep
 from imm_jax.rounds.round import improve
 from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.tools import Bench, check_prompts, evaluate_tasks, make_tools
+from imm_jax.rounds.tools import evaluate_tasks, make_tools
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.training.config import TrainingConfig
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from imm_jax.models.decoder import Decoder
+from imm_jax.rounds.bench import Bench, check_prompts
 from imm_jax.rounds.flops import asking_flops, ranking_flops
 from imm_jax.rounds.run import load_tasks
-from imm_jax.rounds.tools import Bench, check_prompts
 
 
 def by_token(config, rows) -> int:
