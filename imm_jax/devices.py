@@ -1,4 +1,6 @@
-"""What known devices can compute at most: the yardstick of MFU."""
+"""What devices there are to compute with, and what known ones can do at most."""
+
+import os
 
 import jax
 
@@ -33,3 +35,10 @@ def peak_flops(device: jax.Device | None = None) -> float | None:
     if "MIG" in kind.split():
         return None
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
+
+
+def cores() -> int:
+    """Processor cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,11 +1,13 @@
 """Peaks of devices, by the names that jax gives them."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from imm_jax.devices import peak_flops
+from imm_jax.devices import cores, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,13 @@ def test_a_kind_has_the_peak_of_its_data_sheet(kind, peak):
 
 def test_a_cpu_has_none():
     assert peak_flops(jax.devices("cpu")[0]) is None
+
+
+def test_cores_are_those_of_the_process():
+    """As ``taskset`` or a container allots them."""
+    code = (
+        "import os; from imm_jax.devices import cores; before = cores(); "
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(before, cores())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(cores()), "1"]

@@ -1,16 +1,17 @@
 """Work on threads, whose results are taken in order while more is done."""
 
 import functools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from imm_jax.devices import cores
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = min(4, os.cpu_count() or 1)  # more would want more memory than they save time
+THREADS = min(4, cores())  # more would want more memory than they save time
 
 
 def map_ahead(

@@ -1,12 +1,12 @@
 """Whether any weight is NaN or infinite, found before anything is written."""
 
 import math
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from imm_jax.devices import cores
 from imm_jax.errors import InputError
 from imm_jax.progress import Progress
 from imm_jax.recipes.agreement import Input
@@ -22,7 +22,7 @@ def check_finite(inputs: Iterable[Input]) -> None:
     """
     inputs = list(dict.fromkeys(inputs))
     total = sum(i.entry.end - i.entry.begin for i in inputs)
-    with Progress("check", total, unit="B") as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Progress("check", total, unit="B") as progress, ThreadPoolExecutor(cores()) as pool:
         found = pool.map(_is_finite, inputs)
         for source, fine in zip(inputs, found, strict=True):
             if not fine:

@@ -1,7 +1,6 @@
 """The host's half of the sampler: keeps the batch full and turns tokens into text."""
 
 import itertools
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imm_jax import sharding
+from imm_jax.devices import cores
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.models.decoder import Decoder
 from imm_jax.progress import Progress
@@ -138,7 +138,7 @@ def _lanes(common: Common, count: int) -> list[Batch]:
     does not depend on time.
     """
     size = common.config.batch_size
-    alone = jax.default_backend() != "cpu" or common.mesh is not None or os.cpu_count() == 1
+    alone = jax.default_backend() != "cpu" or common.mesh is not None or cores() == 1
     if alone or count < size or size < 2 * SHRINK_TO:
         return [Batch(common, size)]
     return [Batch(common, size // 2), Batch(common, size // 2)]

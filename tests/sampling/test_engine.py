@@ -189,7 +189,7 @@ def test_compilations_are_bounded_by_the_buckets(tiny):
 
 def test_a_large_batch_is_decoded_in_two_lanes_of_the_same_program(tiny, monkeypatch):
     model, params, tokenizer = tiny
-    monkeypatch.setattr(engine.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(engine, "cores", lambda: 2)
     made, lanes = [], engine._lanes
     monkeypatch.setattr(engine, "_lanes", lambda *args: made.append(lanes(*args)) or made[-1])
     config = SamplingConfig(temperature=0.9, max_new_tokens=20, batch_size=16, chunk=5)
