@@ -273,8 +273,9 @@ def provenance(run: Run) -> dict[str, str]:
     for key in ("model", "teacher"):
         for name, value in (record.pop(key, None) or {}).items():
             lines[key if name == "source" else f"{key}: {name}"] = _plain(value)
-    for name, value in (record.pop("tasks", None) or {}).items():
-        lines[f"task {name}"] = _plain(value)
+    for key, label in (("tasks", "task"), ("questions", "hash of the questions of")):
+        for name, value in (record.pop(key, None) or {}).items():
+            lines[f"{label} {name}"] = _plain(value)
     lines |= {name: _plain(value) for name, value in record.items() if value is not None}
     lines["seeds"] = ", ".join(map(str, run.config["seeds"]))
     lines["command"] = f"imm-jax run {run.name}/config.yaml --output NEW"
