@@ -22,7 +22,12 @@ NUMBER = re.compile(
 FLOAT = re.compile(r"-?[0-9]{1,6}\.[0-9]{10,20}")  # a float's 15 to 17 significant digits
 LARGEST_DENOMINATOR = 1000
 
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
+LATEX_FRACTION = re.compile(
+    r"""(?<![ \t])[ \t]*\\[dt]?frac\s*
+    (?:\{\s*(-?[0-9]+)\s*\}|([0-9]))\s*
+    (?:\{\s*([0-9]+)\s*\}|([0-9]))(?![0-9])""",
+    re.VERBOSE,
+)
 # What LaTeX and typography put where plain text has a plain character, or nothing.
 PLAIN = {
     "\u2212": "-",  # minus sign
@@ -33,6 +38,7 @@ PLAIN = {
     "\\$": "$",
     "\\%": "%",
 }
+GROUP_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)")
 WRAPPERS = "\"'`*_“”‘’« »\t"
 
@@ -41,7 +47,7 @@ def plain(text: str) -> str:
     """``text`` with LaTeX spacing, fractions and minus signs in plain characters."""
     for old, new in PLAIN.items():
         text = text.replace(old, new)
-    return LATEX_FRACTION.sub(r"\1/\2", text)
+    return LATEX_FRACTION.sub(r" \1\2/\3\4", text)  # the space: 1\frac{4}{5} is 1 4/5, not 14/5
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -114,11 +120,18 @@ def repeating_decimal(text: str) -> str | None:
 
 
 def canonical_text(text: str) -> str:
-    """Lower case, no quotes, commas, article or closing punctuation, single spaces."""
-    number = canonical_number(text)
-    if number is not None:
-        return number
-    text = " ".join(re.sub(r"[,;]", " ", text.lower()).split())
+    """Lower case, no quotes, commas, article or closing punctuation, single spaces.
+
+    A number, between quotes or asterisks too, is its canonical form.
+    """
+    number = canonical_number(text.strip(WRAPPERS).rstrip(WRAPPERS + "."))
+    return canonical_words(text) if number is None else number
+
+
+def canonical_words(text: str) -> str:
+    """``canonical_text`` of what is not looked at as a number: ``"$1,200.0."`` is ``"$1200.0"``."""
+    text = GROUP_COMMA.sub("", text.lower())
+    text = " ".join(re.sub(r"[,;]", " ", text).split())
     text = text.strip(WRAPPERS + ".!?:()[] ")
     return ARTICLE.sub("", text)
 

@@ -34,6 +34,14 @@ NUMBERS = [
     ("1{,}234", "1234"),
     (r"\frac{3}{4}", "0.75"),
     (r"-\dfrac{1}{8}", "-0.125"),
+    (r"\frac12", "0.5"),
+    (r"\tfrac{3}4", "0.75"),
+    (r"1\frac{4}{5}", "1.8"),
+    (r"-1 \frac45", "-1.8"),
+    (r"10\,\frac{1}{2}", "10.5"),
+    (r"\frac{1}{2}3", None),
+    (r"\frac123", None),
+    (r"2\cdot\frac{1}{2}", None),
     (r"\$18", "18"),
     ("12\u202f000", "12000"),
     ("€ 12", "12"),
@@ -68,6 +76,7 @@ def test_canonical_number(text, expected):
         ("2 1/2 cups and 3/4", ["2.5", "0.75"]),
         ("1234567,890", ["1234567", "890"]),
         ("6km and 7eggs", ["6", "7"]),
+        (r"1\frac{1}{2} cups and 2 - \frac34", ["1.5", "2", "0.75"]),
     ],
 )
 def test_find_numbers(text, expected):
@@ -98,6 +107,11 @@ def test_decimals_are_exact_with_and_without_commas(value):
         ("A", "a"),
         ("1,200.0", "1200"),
         ("(B)", "b"),
+        ("**1,200**.", "1200"),
+        ("“$78.20”", "78.2"),
+        ("`.5`", "0.5"),
+        ("1,234,567 litres", "1234567 litres"),
+        ("1,2,3 go", "1 2 3 go"),
     ],
 )
 def test_canonical_text(text, expected):
