@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.tasks import verify
+from imm_jax.tasks.equations import stated_number
+from imm_jax.tasks.latex import displayed, formulas, last_boxed, untexted
 from imm_jax.tasks.normalize import (
-    NUMBER,
     canonical_exact,
     canonical_number,
     canonical_text,
+    canonical_words,
     find_numbers,
     number_text,
-    plain,
 )
 from imm_jax.tasks.types import Example, Grade, Task, check_answer_type
 
@@ -31,7 +32,6 @@ MARKERS = (
     re.compile(r"\b(?:final|correct|right) answer is\b[ \t]*:?", re.IGNORECASE),
 )
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K writes 2*3=<<2*3=6>>6
-EQUATION = re.compile(r"\s*(?:(?:[^A-Za-z=\n]|(?<=[\s0-9])x(?=[\s0-9]))*=)+")
 # A full stop that ends a sentence, not one after an initial or in "Dr. Li" and "Rs. 20".
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?](?=\s+[^\s0-9]|\s*$)"
@@ -40,8 +40,8 @@ PARENTHESISED = re.compile(r"\(([A-Za-z])\)|^\W*(?:(?:option|choice|letter)\s+)?
 BARE_LETTER = re.compile(
     r"^\W*(?:(?:option|choice|letter)\s+)?([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE
 )
+OPTION_END = re.compile(r"[.!?:)\]]*(?:\s|$)")  # canonical text ends without these
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # as reasoning-gym's own prompts ask
-DOLLARS = re.compile(r"\$([^$\n]+)\$")
 
 
 def extract(
@@ -148,13 +148,8 @@ def matches(answer_type: str, answer: str, gold: str) -> bool:
 
 def _first_number(tail: str, _choices) -> str | None:
     """The number after the marker; of "12 + 5 = 17", the 17."""
-    tail = plain(tail)
-    equation = EQUATION.match(tail)
-    if equation:
-        line = tail[equation.end() :].split("\n")[0]
-        tail = line if NUMBER.search(line) else tail
-    numbers = find_numbers(tail)
-    return number_text(numbers[0]) if numbers else None
+    number = stated_number(tail)
+    return None if number is None else number_text(number)
 
 
 def _last_number(text: str, _choices) -> str | None:
@@ -172,17 +167,21 @@ def _line(tail: str) -> str:
 def _choice(tail: str, choices: Sequence[str] | None) -> str | None:
     """A letter in parentheses, else an option's own text, else a bare letter."""
     letters = option_letters(len(choices or ()) or 26)
-    line = _line(tail)
+    line = _line(displayed(tail) or tail)
+    line = untexted(last_boxed(line) or line)
     found = PARENTHESISED.search(line)
     if found and (letter := (found[1] or found[2]).upper()) in letters:
         return letter
-    said = canonical_text(line)
-    options = {
-        canonical_text(text): letter for letter, text in zip(letters[::-1], (choices or ())[::-1])
-    }
-    for text in sorted(options, key=len, reverse=True):
-        if text and (said == text or said.startswith(text + " ")):
-            return options[text]
+    # As words first: as numbers $5 and 5% are the same.
+    for canonical in (canonical_words, canonical_text):
+        said = canonical(line)
+        options = {
+            canonical(untexted(text)): letter
+            for letter, text in zip(letters[::-1], (choices or ())[::-1])
+        }
+        for text in sorted(options, key=len, reverse=True):
+            if text and said.startswith(text) and OPTION_END.match(said, len(text)):
+                return options[text]
     found = BARE_LETTER.match(line)
     # A small letter counts only alone: "a" is an article.
     if found and (found[1].isupper() or len(said) <= 1) and found[1].upper() in letters:
@@ -227,13 +226,12 @@ def _last_line(canonical: Callable[[str], str]):
 
 def _math(tail: str, _choices) -> str | None:
     line = _line(tail)
-    found = DOLLARS.search(line)
-    return last_boxed(tail) or (found[1] if found else line).strip(" $*") or None
+    said = last_boxed(tail) or displayed(tail) or next(iter(formulas(line)), line)
+    return said.strip(" $*") or None
 
 
 def _last_formula(text: str, _choices) -> str | None:
-    found = DOLLARS.findall(text)
-    return found[-1].strip() if found else None
+    return next(reversed(formulas(text)), None)
 
 
 def _whole(response: str, marker: re.Match | None) -> str | None:
@@ -241,20 +239,6 @@ def _whole(response: str, marker: re.Match | None) -> str | None:
     tagged = TAGGED.findall(response)
     text = tagged[-1] if tagged else response[marker.end() :] if marker else response
     return text.strip() or None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` with balanced braces."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    start += len("\\boxed{")
-    depth = 1
-    for index in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[start:index].strip() or None
-    return None
 
 
 def option_letters(count: int) -> str:

@@ -6,6 +6,7 @@ from imm_jax.tasks.types import Example, Task
 
 FRUITS = ("a pear", "the plum", "fig", "fig jam")
 YES_NO = ("Yes", "No")
+AMOUNTS = ("4,000", "$78.20", "32.51%", "$5", "5%", "D/(M-3)")
 
 # answer type, rule, response, choices, expected
 AWKWARD = [
@@ -39,6 +40,9 @@ AWKWARD = [
     ("number", "first", "The answer is", None, None),
     ("number", "first", "The answer is 1 1/2 cups", None, "1.5"),
     ("number", "first", "The answer is 10-4 = 6", None, "6"),
+    ("number", "first", r"The answer is 1\frac{1}{2} cups", None, "1.5"),
+    ("number", "first", "The answer is 12. 3 + 5 = 8.", None, "12"),
+    ("number", "first", "The answer is 9 eggs * $2 = $18.", None, "18"),
     # choices
     ("choice", "first", "The answer is (B).", FRUITS, "B"),
     ("choice", "first", "The answer is B.", FRUITS, "B"),
@@ -55,6 +59,23 @@ AWKWARD = [
     ("choice", "first", "The answer is **(D)**", FRUITS, "D"),
     ("choice", "first", "The answer is **D**", FRUITS, "D"),
     ("choice", "first", "The answer is yes, it does.", YES_NO, "A"),
+    ("choice", "first", r"The answer is $\boxed{B}$.", FRUITS, "B"),
+    ("choice", "first", r"The answer is \boxed{\text{(B)}}.", FRUITS, "B"),
+    ("choice", "first", r"The answer is \boxed{\text{fig}}.", FRUITS, "C"),
+    ("choice", "first", r"The answer is $\textbf{(B)}$.", FRUITS, "B"),
+    ("choice", "first", "The answer is:\n\\[\n\\boxed{D}\n\\]", FRUITS, "D"),
+    ("choice", "first", "The answer is A. No: \n$\\boxed{B}$", FRUITS, "A"),
+    ("choice", "first", "The answer is **4,000**.", AMOUNTS, "A"),
+    ("choice", "first", 'The answer is "4000".', AMOUNTS, "A"),
+    ("choice", "first", "The answer is 4,000 because it is.", AMOUNTS, "A"),
+    ("choice", "first", "The answer is **$78.20**.", AMOUNTS, "B"),
+    ("choice", "first", 'The answer is "32.51%".', AMOUNTS, "C"),
+    ("choice", "first", "The answer is 32.51 percent.", AMOUNTS, "C"),
+    ("choice", "first", "The answer is 5%.", AMOUNTS, "E"),
+    ("choice", "first", "The answer is $5.", AMOUNTS, "D"),
+    ("choice", "first", "The answer is D/(M-3), which is right.", AMOUNTS, "F"),
+    ("choice", "first", "The answer is 50 because it is.", AMOUNTS, None),
+    ("choice", "first", "The answer is 4,0001.", AMOUNTS, None),
     ("choice", "first", "The answer is No.", YES_NO, "B"),
     ("choice", "first", "The answer is Rs. 20.", ("Rs. 10", "Rs. 20"), "B"),
     ("choice", "last", "The answer is (A). No, the answer is (B).", FRUITS, "B"),
@@ -65,6 +86,7 @@ AWKWARD = [
     ("text", "first", "The answer is: the Seine", None, "seine"),
     ("text", "first", 'The answer is "stone, river lamp".', None, "stone river lamp"),
     ("text", "first", "The answer is Dr. Li.", None, "dr. li"),
+    ("text", "first", "The answer is **1,200**.", None, "1200"),
     ("text", "first", "Paris", None, None),
     ("text", "any", "I say\nParis!\n", None, "paris"),
     # exact
@@ -77,6 +99,15 @@ AWKWARD = [
     ("math", "first", r"\boxed{1} no \boxed{\sqrt{2}}", None, r"\sqrt{2}"),
     ("math", "first", r"\boxed{1", None, None),
     ("math", "any", r"it is $1$, then $2$", None, "2"),
+    ("math", "any", r"it is $1$, then \(2\).", None, "2"),
+    ("math", "first", r"The answer is $\$18.90$.", None, r"\$18.90"),
+    ("math", "first", r"The answer is \$18.90.", None, r"\$18.90"),
+    ("math", "first", "The answer is:\n\\[\n144\n\\]", None, "144"),
+    ("math", "first", "The answer is $$\n144\n$$", None, "144"),
+    ("math", "first", r"The answer is \[[-2,7]\]", None, "[-2,7]"),
+    ("math", "first", r"The answer is \((3,4)\).", None, "(3,4)"),
+    ("math", "first", r"The answer is about \(3\pi\).", None, r"3\pi"),
+    ("math", "first", r"The answer is $\boxed 2$.", None, "2"),
     ("math", "first", "The answer is 3.5.", None, "3.5"),
 ]
 
@@ -103,6 +134,12 @@ def test_extract_names_unknown_types_and_rules():
         ("number", "9007199254740993", "The answer is 9007199254740992", False),
         ("number", "12", "The answer is 21", False),
         ("number", "12", "12", False),
+        ("number", "1.5", r"The answer is 1\frac{1}{2}.", True),
+        ("math", r"1\frac{4}{5}", "The answer is $9/5$.", True),
+        ("math", r"1\frac{4}{5}", "The answer is $1.8$.", True),
+        ("math", r"1\frac{4}{5}", "The answer is $14/5$.", False),
+        ("math", r"\$18.90", r"The answer is $\$18.90$.", True),
+        ("text", "1,200", "The answer is **1,200**.", True),
         ("text", "yes", "The answer is yes, it is still up", True),
         ("text", "yes", "The answer is no, not yes", False),
         ("text", "marble", "The answer is the Marble.", True),

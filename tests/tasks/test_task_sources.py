@@ -97,6 +97,15 @@ def test_math_rows(tmp_path):
     assert task.test[0].solution.endswith("The answer is $\\frac{1}{2}$.")
 
 
+@pytest.mark.parametrize("boxed", [r"$\boxed 2$", r"\boxed 2$", r"$\fbox{2}$"])
+def test_boxes_as_a_few_solutions_of_math_have_them(boxed, tmp_path):
+    row = {"problem": "Solve.", "solution": f"Thus, the answer is {boxed}.", "type": "Algebra"}
+    task = make_task(str(write(tmp_path, row)))
+    (example,) = task.test
+    assert example.answer == "2"
+    assert grade_all(task, [(example, response_text(example))])[0].correct
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode() + b"\r\n")

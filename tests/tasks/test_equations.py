@@ -1,0 +1,69 @@
+import time
+
+import pytest
+
+from imm_jax.tasks.equations import stated_number
+from imm_jax.tasks.normalize import number_text
+
+STATED = [
+    # An equation's result, with units and LaTeX's operators in it.
+    ("12 + 5 = 17 apples", "17"),
+    ("5 apples + 3 apples = 8 apples.", "8"),
+    ("9 eggs * $2 = $18.", "18"),
+    ("$5/hour x 8 hours = $40", "40"),
+    ("60 miles per hour * 2 hours = 120 miles", "120"),
+    ("(60 inches + 64 inches) / 2 = 62 inches", "62"),
+    (r"$2 \times 3 = 6$.", "6"),
+    (r"\(2 \cdot 3 = 6\)", "6"),
+    (r"$5 \text{ eggs} \times 2 = 10$", "10"),
+    ("50% of 40 = 20.", "20"),
+    ("3 boxes of 4 = 12", "12"),
+    ("2 X 3 = 6", "6"),
+    ("10 - 4 = 6 + 3 = 9.", "9"),
+    ("10 - 15 = -5", "-5"),
+    ("x = 5", "5"),
+    ("the total cost = 3 * 5 = 15.", "15"),
+    ("therefore 3 + 4 = 7", "7"),
+    ("5 * 100 = Rs. 500.", "500"),
+    ("\n\\[\n3 \\times 4 = 12\n\\]", "12"),
+    ("1/2 of 10.5 = 5.25. 3 + 5 = 8", "5.25"),
+    # The answer stands before the equation, or there is none.
+    ("12. 3 + 5 = 8.", "12"),
+    ("$12. 5*3=15", "12"),
+    ("12; 3 + 5 = 8", "12"),
+    ("12\n3 + 5 = 8", "12"),
+    ("**12**. 3 + 5 = 8", "12"),
+    (r"\boxed{12}. 3 + 5 = 8", "12"),
+    ("10 years. 3 + 5 = 8", "10"),
+    ("12 = 3 * 4", "12"),
+    ("18 dollars because profit = 200 - 182.", "18"),
+    ("24 because 3 x 8 = 24 or 3 x 9 = 27", "24"),
+    ("4 where x = 3", "4"),
+    ("4 >= 3", "4"),
+    ("3 + 4 = seven", "3"),
+    ("-5.", "-5"),
+    ("2 1/2 cups", "2.5"),
+    ("1/0", None),
+    ("seven", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize("text, expected", STATED)
+def test_the_number_that_a_text_states(text, expected):
+    found = stated_number(text)
+    assert (None if found is None else number_text(found)) == expected
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["5 x -5 ", "5 apples + ", "5 a", "5=", "+", " ", "5" + " " * 99, "a" * 99, "5. ", "5 \\text{"],
+)
+def test_long_babble_takes_no_longer_than_it_is_long(piece):
+    def seconds(length):
+        text = (piece * length)[:length]
+        start = time.perf_counter()
+        stated_number(text)
+        return time.perf_counter() - start
+
+    assert seconds(100_000) < 5  # a fraction of a second; what backtracks takes minutes
