@@ -1,15 +1,21 @@
 """Self-verification: the model says which of its samples are right."""
 
+import re
 from collections.abc import Sequence
 
 from imm_jax.evaluation import Answer
 from imm_jax.rounds.rules import Aids, by_text
 from imm_jax.select_config import SelectConfig
-from imm_jax.tasks.answers import extract
 from imm_jax.tasks.prompts import question_text
 from imm_jax.tasks.types import Example
 
 VERSION = 1  # raised when the text changes
+# "Check whether the answer is correct" says nothing yet.
+VERDICT = re.compile(
+    r"(?<!\bif )(?<!\bwhether )\b(?:the|final) answer is\W+(?:indeed\W+)?"
+    r"(correct|incorrect|not correct)\b",
+    re.IGNORECASE,
+)
 TEXT = """Here is a question and a proposed solution. Is the solution right?
 
 The question is: {question}
@@ -49,5 +55,10 @@ def _ask(example: Example, answer: Answer) -> Example:
 
 
 def _share(responses: Sequence[str]) -> float:
-    verdicts = [extract("text", response) for response in responses]
-    return sum(verdict == "correct" for verdict in verdicts) / max(len(verdicts), 1)
+    return sum(map(_says_correct, responses)) / max(len(responses), 1)
+
+
+def _says_correct(response: str) -> bool:
+    """Whether the last verdict is "correct": a check on the way may say more than one."""
+    verdicts = VERDICT.findall(response)
+    return bool(verdicts) and verdicts[-1].lower() == "correct"

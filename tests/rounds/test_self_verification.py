@@ -40,6 +40,33 @@ def test_utilities_are_shares_of_verdicts():
 
 
 @pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        ("The answer is correct.", 1),
+        ("the answer is: **Correct**", 1),
+        ("The answer is correct because 3 + 4 = 7.", 1),
+        ("The answer is correct, since 3 + 4 = 7", 1),
+        ("The answer is indeed correct.", 1),
+        ("The final answer is\n\ncorrect", 1),
+        ("3 + 4 = 7, so the answer is 7. The answer is correct.", 1),
+        ("At first the answer is incorrect. No: 3 + 4 = 7. The answer is correct.", 1),
+        ("The answer is correct? 3 + 4 = 7, not 8. The answer is incorrect.", 0),
+        ("The answer is not correct.", 0),
+        ("The answer is incorrect, as 3 + 4 = 7.", 0),
+        ("Let us see whether the answer is correct.", 0),
+        ("The answer is almost correct.", 0),
+        ("The answer is correctable.", 0),
+        ("The answer is 7.", 0),
+        ("Correct.", 0),
+        ("", 0),
+    ],
+)
+def test_what_counts_as_a_verdict(response, right):
+    judge = lambda name, asked: [[response] for _ in asked]
+    assert utilities(ROWS[:1], Aids(task=TASK, judge=judge)) == [right]
+
+
+@pytest.mark.parametrize(
     ("least", "kept"),
     [
         (None, ["a0", "a1", "a2"]),
