@@ -38,12 +38,18 @@ def sentence_bleu(references: Sequence[Sequence[str]], words: Sequence[str]) -> 
 def self_bleu(texts: Sequence[str]) -> float | None:
     """How alike texts are: the mean BLEU of each against all others (Zhu et al., 1802.01886).
 
-    Words are what white space separates. 1 where all are the same; None with fewer than two texts.
+    Words are what white space separates. A text that is also another's scores 1 whatever its
+    length, where BLEU's smoothing would leave one of fewer than four words below: samples that
+    collapse to bare answers are alike, not diverse. None with fewer than two texts.
     """
     if len(texts) < 2:
         return None
-    words = [text.split() for text in texts]
-    scores = [sentence_bleu([*words[:i], *words[i + 1 :]], own) for i, own in enumerate(words)]
+    words = [tuple(text.split()) for text in texts]
+    count = Counter(words)
+    scores = [
+        1.0 if count[own] > 1 else sentence_bleu([*words[:i], *words[i + 1 :]], own)
+        for i, own in enumerate(words)
+    ]
     return sum(scores) / len(scores)
 
 

@@ -55,8 +55,17 @@ def test_the_figures_are_nltks():
     assert self_bleu(TEXTS) == pytest.approx(sum(NLTK) / len(NLTK))
 
 
+@given(st.lists(st.sampled_from("abc"), min_size=4, max_size=7), st.lists(words, max_size=3))
+def test_a_repeated_text_of_four_words_or_more_scores_one_by_the_formula_too(own, others):
+    assert sentence_bleu([*others, own], own) == 1.0
+
+
 def test_the_same_and_others():
-    assert self_bleu(["a b c d e"] * 3) == pytest.approx(1.0)
+    assert self_bleu(["a b c d e"] * 3) == 1.0
+    for short in ("5", "The answer", "a b c", ""):
+        assert self_bleu([short] * 3) == 1.0
+    assert self_bleu(["5", " 5\n"]) == 1.0
+    assert self_bleu(["5", "5", "7"]) == pytest.approx(2 / 3)
     assert self_bleu(["a b c d", "e f g h"]) == 0.0
     assert self_bleu(["a b c d", ""]) == 0.0
     assert self_bleu(["alone"]) is None and self_bleu([]) is None

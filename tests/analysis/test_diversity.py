@@ -78,8 +78,8 @@ def test_figures_of_a_round():
     assert found.answer_entropy == pytest.approx(math.log(2) / 2)
     assert (found.distinct_1, found.distinct_2) == (3 / 10, 2 / 6)
     assert found.pass_at_k == {1: 3 / 4, 2: 1.0}
-    # The texts of a have no 4-gram, which counts 0.1; those of b share no word.
-    assert found.self_bleu == pytest.approx((0.1**0.25 + 0.0) / 2)
+    # The texts of a are the same words; those of b share none.
+    assert found.self_bleu == (1.0 + 0.0) / 2
     one = diversity(rows[:1])
     assert one.self_bleu is None and one.pass_at_k == {1: 1.0}
 
