@@ -37,7 +37,8 @@ class Draft:
 
     Attributes:
       key: what the question asks, without its wording ("14 + 23"). Two drafts with the same key
-        always fall into the same split, so no fact is both trained on and tested.
+        always fall into the same split, so no fact is both trained on and tested. Questions that
+        give one another's answers away need the same key.
       question, answer, choices: as in ``Example``.
       working: the worked solution without its last sentence, "The answer is X."; may be empty.
     """
@@ -59,12 +60,15 @@ class Kind:
         examples cover them.
       draft: draws a question of a variant, or None where the numbers drawn do not work out.
       test_percent: how much of all possible keys belongs to the test split.
+      version: raise it when a template, a word list, a key or the drawing changes: the questions
+        change too. Results are recorded with it.
     """
 
     answer_type: str
     variants: tuple[str, ...]
     draft: Callable[[Draw, str], Draft | None]
     test_percent: int = 30
+    version: int = 1
 
 
 def digest(text: str) -> str:

@@ -74,26 +74,34 @@ def sort_words(draw: Draw, variant: str) -> Draft | None:
 
 
 def sequence(draw: Draw, variant: str) -> Draft:
-    """The next item of a sequence of numbers or letters."""
+    """The next item of a sequence of numbers or letters.
+
+    The key is the whole progression, in both directions, for a sequence may be part of another.
+    """
     count = draw.integer(4, 6)
     if variant == "letters":
-        step = draw.integer(1, 3)
+        step = draw.integer(1, 4)
         start = draw.integer(0, 25 - step * (count - 1))
         items = [chr(ord("A") + start + step * index) for index in range(count)]
-        rule = f"{items[-2]} plus {step} is {items[-1]}."
+        sign = draw.pick(("plus", "minus"))
+        items = items[:: 1 if sign == "plus" else -1]
+        key = f"letters {step} {start % step}"
+        rule = f"{items[-2]} {sign} {step} is {items[-1]}."
     elif variant == "growing":
         start, factor = draw.integer(1, 40), draw.integer(2, 3)
         items = [str(start * factor**index) for index in range(count)]
+        key = f"times {factor} {_without(factor, start)}"
         rule = f"{items[-2]} * {factor} = {items[-1]}."
     else:
         step = draw.pick((1, 2, 3, 4, 5, 10, 20, 25, 50, 100)) * (-1 if variant == "down" else 1)
         start = draw.integer(1, 40) * draw.pick((1, abs(step)))
         start -= min(step, 0) * count
         items = [str(start + step * index) for index in range(count)]
+        key = f"{abs(step)} {start % abs(step)}"
         rule = f"{items[-2]} {'-' if step < 0 else '+'} {abs(step)} = {items[-1]}."
     *shown, answer = items
     return Draft(
-        key=", ".join(shown),
+        key=key,
         question=f"What comes next in this sequence: {', '.join(shown)}, ...?",
         answer=answer,
         working=rule,
@@ -140,7 +148,7 @@ def letter_count(draw: Draw, variant: str) -> Draft:
     counts = [word.count(letter) for word in words]
     parts = [f'"{word}" has {count}' for word, count in zip(words, counts)]
     return Draft(
-        key=f"{letter} {text}",
+        key=f"{letter} {' '.join(sorted(words))}",
         question=f'How many times does the letter "{letter}" occur in "{text}"?',
         answer=str(wanted),
         working=_sentence(f"{listing(parts)}, which makes {wanted}."),
@@ -193,12 +201,19 @@ def instruction(draw: Draw, variant: str) -> Draft:
     return Draft(key=asked, question=asked, answer=answer, working="")
 
 
+def _without(factor: int, number: int) -> int:
+    """``number`` divided by ``factor`` as often as it goes."""
+    while number % factor == 0:
+        number //= factor
+    return number
+
+
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _kind(answer_type: str, draft, *variants: str) -> Kind:
-    return Kind(answer_type=answer_type, variants=variants, draft=draft)
+def _kind(answer_type: str, draft, *variants: str, version: int = 1) -> Kind:
+    return Kind(answer_type=answer_type, variants=variants, draft=draft, version=version)
 
 
 KINDS = {
@@ -206,9 +221,9 @@ KINDS = {
     "coin_flip": _kind("text", coin_flip, "yes", "no"),
     "reverse_words": _kind("text", reverse_words, "two", "three"),
     "sort_words": _kind("text", sort_words, "two", "three"),
-    "sequence": _kind("text", sequence, "up", "down", "growing", "letters"),
+    "sequence": _kind("text", sequence, "up", "down", "growing", "letters", version=2),
     "calendar": _kind("text", calendar, "day_on", "day_back", "month_on", "month_back"),
-    "letter_count": _kind("number", letter_count, "one", "two", "three"),
+    "letter_count": _kind("number", letter_count, "one", "two", "three", version=2),
     "swaps": _kind("text", swaps, "two", "three"),
     "instruction": _kind("exact", instruction, "repeat", "capital", "pick", "brackets"),
 }
