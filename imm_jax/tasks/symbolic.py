@@ -11,7 +11,7 @@ TURNS = ("does not flip", "flips")
 def last_letter(draw: Draw, variant: str) -> Draft:
     """The last letter of a word, or the last letters of two words joined."""
     if variant == "one":
-        word = draw.pick(WORDS + NAMES + SURNAMES)
+        word = draw.pick(WORDS)  # no names: two words joined give away the last letter of each
         asked = f'What is the last letter of the word "{word}"?'
         return Draft(
             key=word, question=asked, answer=word[-1], working=f"{word} ends in {word[-1]}."
@@ -40,7 +40,7 @@ def coin_flip(draw: Draw, variant: str) -> Draft:
     parity = "even" if count % 2 == 0 else "odd"
     result = "still" if variant == "yes" else "no longer"
     return Draft(
-        key=f"{side} {' '.join(people)} {flips}",
+        key=" ".join(sorted(f"{name} {flip}" for name, flip in zip(people, flips))),
         question=f"A coin is {side} up. {told} Is the coin still {side} up? Answer yes or no.",
         answer=variant,
         working=f"{flippers} the coin. {count} is {parity}, so the coin is {result} {side} up.",
@@ -217,8 +217,8 @@ def _kind(answer_type: str, draft, *variants: str, version: int = 1) -> Kind:
 
 
 KINDS = {
-    "last_letter": _kind("text", last_letter, "one", "two"),
-    "coin_flip": _kind("text", coin_flip, "yes", "no"),
+    "last_letter": _kind("text", last_letter, "one", "two", version=2),
+    "coin_flip": _kind("text", coin_flip, "yes", "no", version=2),
     "reverse_words": _kind("text", reverse_words, "two", "three"),
     "sort_words": _kind("text", sort_words, "two", "three"),
     "sequence": _kind("text", sequence, "up", "down", "growing", "letters", version=2),
