@@ -54,6 +54,20 @@ def test_tsv_of_equal_models_is_one_of_them_cut_to_its_leading_components():
     np.testing.assert_allclose(out, u[:, :12] * s[:12] @ vt[:12], atol=3e-5)
 
 
+def test_tsv_of_equal_models_of_any_weights_is_as_if_each_weighed_their_mean():
+    delta = draw(24, 40)
+    u, s, vt = np.linalg.svd(np.float64(delta), full_matrices=False)
+    out = merged("tsv", 0 * delta, [delta] * 3, weight=[0.3, -0.7, 1.1])
+    np.testing.assert_allclose(out, 0.7 / 3 * u[:, :8] * s[:8] @ vt[:8], atol=3e-5)
+
+
+def test_tsv_leaves_out_a_model_of_weight_0():
+    base, models = draw(24, 40), [draw(24, 40) for _ in range(2)]
+    out = merged("tsv", base, models, weight=[0.0, 0.3])
+    u, s, vt = np.linalg.svd(np.float64(models[1] - base), full_matrices=False)
+    np.testing.assert_allclose(out - base, 0.3 * u[:, :12] * s[:12] @ vt[:12], atol=3e-5)
+
+
 def test_iso_c_of_a_low_rank_change_stays_in_its_directions():
     left, right = np.linalg.qr(draw(50, 4))[0], np.linalg.qr(draw(60, 4))[0]
     delta = left * np.array([8, 4, 2, 1]) @ right.T
