@@ -1,8 +1,8 @@
-"""Cross entropy of response tokens that never holds the logits of a whole batch.
+"""Cross entropy and entropy over tokens, which never hold the logits of a whole batch.
 
 The head is where a small model's memory goes: float32 logits of 8 x 2048 tokens at a vocabulary of
 152k are 10 GB. Here response tokens are put first, then taken a chunk at a time, so that logits
-exist for ``chunk`` tokens only, and neither prompt nor padding ever meets the vocabulary. The loss
+exist for ``chunk`` tokens only, and neither prompt nor padding ever meets the vocabulary. The sum
 is linear in its cotangent, so the gradient of each chunk is formed in the forward pass, from the
 logits at hand: 6 N V D operations, where chunks that recompute their logits need 8.
 
@@ -67,14 +67,36 @@ def response_loss(
     """
     mask_BT = mask_BT.astype(jnp.float32)
     chunk = chunk_size(chunk, targets_BT.size // _parts(targets_BT))
-    loss, correct = _loss(
-        (chunk, softcap, jnp.dtype(dtype or hidden_BTD.dtype)),
+    loss, correct = _total(
+        (_cross_entropy, chunk, softcap, jnp.dtype(dtype or hidden_BTD.dtype)),
         hidden_BTD,
         unembedding_VD,
         targets_BT,
         mask_BT,
     )
     return LossSums(loss, mask_BT.sum(), jax.lax.stop_gradient(correct))
+
+
+def prediction_entropy(
+    hidden_BTD: Float[Array, "B T D"],
+    unembedding_VD: Float[Array, "V D"],
+    mask_BT: Float[Array, "B T"] | Bool[Array, "B T"] | Int[Array, "B T"],
+    *,
+    chunk: int | None = None,
+    softcap: float | None = None,
+    dtype: Any = None,
+) -> Float[Array, ""]:
+    """Mean entropy, in nats, of the predictions where ``mask_BT`` is 1; 0 where there are none.
+
+    What :func:`imm_jax.merging.mean_entropy` is of logits. Differentiable (once), and arguments, as
+    in :func:`response_loss`.
+    """
+    mask_BT = mask_BT.astype(jnp.float32)
+    chunk = chunk_size(chunk, mask_BT.size // _parts(mask_BT))
+    static = _entropy, chunk, softcap, jnp.dtype(dtype or hidden_BTD.dtype)
+    no_targets_BT = jnp.zeros(mask_BT.shape, jnp.int32)
+    total, _ = _total(static, hidden_BTD, unembedding_VD, no_targets_BT, mask_BT)
+    return total / jnp.maximum(mask_BT.sum(), 1)
 
 
 def token_logprobs(
@@ -130,31 +152,45 @@ def chunk_size(chunk: int | None, tokens: int) -> int:
     return min(chunk or (128 if jax.default_backend() == "cpu" else 2048), tokens)
 
 
+def _cross_entropy(logits_PNV, lse_PN, picked_PN, targets_PN):
+    """Of each target, and its gradient by the logits."""
+    chosen_PNV = targets_PN[..., None] == jnp.arange(logits_PNV.shape[-1])
+    return lse_PN - picked_PN, jnp.exp(logits_PNV - lse_PN[..., None]) - chosen_PNV
+
+
+def _entropy(logits_PNV, lse_PN, *_):
+    """Of each prediction, ``H = -sum p log p``, and its gradient ``-p (log p + H)``."""
+    log_p = logits_PNV - lse_PN[..., None]
+    entropy_PN = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    return entropy_PN, -jnp.exp(log_p) * (log_p + entropy_PN[..., None])
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
-    chunk, softcap, dtype = static
+def _total(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
+    """Sum of a measure of tokens, and of those ranked first."""
+    measure, chunk, softcap, dtype = static
     tokens = _response_first(hidden_BTD.astype(dtype), targets_BT, mask_BT, chunk)
     head_VD = _head(unembedding_VD, dtype)
 
     def add(i, sums):
         hidden, targets, mask = _take(tokens, i, chunk)
-        _, lse, picked, best = _score(hidden, head_VD, targets, softcap)
-        return sums[0] + jnp.sum(mask * (lse - picked)), sums[1] + jnp.sum(mask * (picked >= best))
+        logits, lse, picked, best = _score(hidden, head_VD, targets, softcap)
+        values, _ = measure(logits, lse, picked, targets)
+        return sums[0] + jnp.sum(mask * values), sums[1] + jnp.sum(mask * (picked >= best))
 
     return jax.lax.fori_loop(0, tokens.chunks, add, (jnp.zeros(()), jnp.zeros(())))
 
 
-def _loss_forward(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
-    chunk, softcap, dtype = static
+def _total_forward(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
+    measure, chunk, softcap, dtype = static
     tokens = _response_first(hidden_BTD.astype(dtype), targets_BT, mask_BT, chunk)
     head_VD = _head(unembedding_VD, dtype)
-    vocabulary = jnp.arange(head_VD.shape[0])
 
     def add(i, carry):
-        loss, correct, d_hidden_PND, d_head_PVD = carry
+        total, correct, d_hidden_PND, d_head_PVD = carry
         hidden, targets, mask = _take(tokens, i, chunk)
         logits, lse, picked, best = _score(hidden, head_VD, targets, softcap)
-        d_logits = jnp.exp(logits - lse[..., None]) - (targets[..., None] == vocabulary)
+        values, d_logits = measure(logits, lse, picked, targets)
         d_logits *= mask[..., None]
         if softcap is not None:
             d_logits *= 1 - jnp.square(logits / softcap)
@@ -162,21 +198,21 @@ def _loss_forward(static, hidden_BTD, unembedding_VD, targets_BT, mask_BT):
         d_hidden = jnp.matmul(d_logits, head_VD, preferred_element_type=hidden_BTD.dtype)
         d_hidden_PND = jax.lax.dynamic_update_slice(d_hidden_PND, d_hidden, (0, i * chunk, 0))
         d_head_PVD += sum_of_outer(d_logits, hidden, dtype)
-        loss += jnp.sum(mask * (lse - picked))
-        return loss, correct + jnp.sum(mask * (picked >= best)), d_hidden_PND, d_head_PVD
+        total += jnp.sum(mask * values)
+        return total, correct + jnp.sum(mask * (picked >= best)), d_hidden_PND, d_head_PVD
 
     parts = tokens.hidden_PND.shape[0]
     head_zeros = constrain(jnp.zeros((parts, *head_VD.shape), jnp.float32), ROWS, "tensor")
     hidden_zeros = jnp.zeros_like(tokens.hidden_PND, hidden_BTD.dtype)
     start = jnp.zeros(()), jnp.zeros(()), hidden_zeros, head_zeros
-    loss, correct, d_hidden_PND, d_head_PVD = jax.lax.fori_loop(0, tokens.chunks, add, start)
+    total, correct, d_hidden_PND, d_head_PVD = jax.lax.fori_loop(0, tokens.chunks, add, start)
     d_hidden_BTD = _put_back(d_hidden_PND, tokens.order_PN).reshape(hidden_BTD.shape)
     d_head_VD = d_head_PVD.sum(axis=0)
     # An empty array carries the head's dtype, which the backward pass cannot know otherwise.
-    return (loss, correct), (d_hidden_BTD, d_head_VD, jnp.zeros((0,), unembedding_VD.dtype))
+    return (total, correct), (d_hidden_BTD, d_head_VD, jnp.zeros((0,), unembedding_VD.dtype))
 
 
-def _loss_backward(static, residuals, cotangents):
+def _total_backward(static, residuals, cotangents):
     d_hidden_BTD, d_head_VD, like = residuals
     scale = cotangents[0]
     return (
@@ -187,7 +223,7 @@ def _loss_backward(static, residuals, cotangents):
     )
 
 
-_loss.defvjp(_loss_forward, _loss_backward)
+_total.defvjp(_total_forward, _total_backward)
 
 
 def _head(unembedding_VD, dtype):

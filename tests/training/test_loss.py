@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imm_jax.training.loss import chunk_size, response_loss, token_logprobs
+from imm_jax.merging import mean_entropy
+from imm_jax.training.loss import chunk_size, prediction_entropy, response_loss, token_logprobs
 
 B, T, D, V = 3, 7, 8, 53
 
@@ -136,13 +137,62 @@ def test_vmap_gives_each_row_its_own_loss():
     np.testing.assert_allclose(ours, want, rtol=1e-5)
 
 
-def test_logits_of_the_whole_batch_never_exist():
-    batch, length, vocabulary, chunk = 8, 128, 4099, 64
+def entropy_oracle(hidden, head, mask, softcap=None):
+    """Mean entropy and gradients in float64, from the definition."""
+    h, w, m = (np.asarray(x, np.float64) for x in (hidden, head, mask))
+    logits = h @ w.T
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(-1)
+    # dH/dz_v = sum_u -(log p_u + 1) dp_u/dz_v, with dp_u/dz_v = p_u ((u = v) - p_v)
+    by_p = -(np.log(p) + 1)
+    d_logits = p * (by_p - (p * by_p).sum(-1, keepdims=True)) * m[..., None] / max(m.sum(), 1)
+    if softcap:
+        d_logits *= 1 - (logits / softcap) ** 2
+    grads = d_logits @ w, np.einsum("btv,btd->vd", d_logits, h)
+    return (entropy * m).sum() / max(m.sum(), 1), grads
+
+
+@pytest.mark.parametrize("chunk", [4, None])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_entropy_and_gradients_match_float64_and_the_plain_formula(chunk, softcap):
+    def plain(hidden, head, mask):
+        logits = hidden @ head.T
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        return mean_entropy(logits, mask > 0)
+
+    ours = partial(prediction_entropy, chunk=chunk, softcap=softcap)
+    for mask in ("random", "all", "none"):
+        hidden, head, _, mask = inputs(mask=mask)
+        value, grads = jax.jit(jax.value_and_grad(ours, (0, 1)))(hidden, head, mask)
+        theirs = jax.value_and_grad(plain, (0, 1))(hidden, head, mask)
+        for want, want_grads in (entropy_oracle(hidden, head, mask, softcap), theirs):
+            np.testing.assert_allclose(value, want, rtol=1e-6)
+            for grad, expected in zip(grads, want_grads):
+                np.testing.assert_allclose(grad, expected, atol=1e-6)
+        np.testing.assert_allclose(ours(hidden, head, mask > 0), value, rtol=1e-6)
+
+
+def test_entropy_of_extreme_logits():
+    hidden, head, _, mask = inputs(mask="all")
+    value, grads = jax.value_and_grad(prediction_entropy, (0, 1))(hidden * 1e4, head, mask)
+    assert 0 <= value < 1e-3 and all(np.isfinite(g).all() for g in grads)
+    flat = prediction_entropy(jnp.zeros_like(hidden), head, mask)
+    np.testing.assert_allclose(flat, np.log(V), rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure, chunk", [("loss", 64), ("entropy", 32)])
+def test_logits_of_the_whole_batch_never_exist(measure, chunk):
+    batch, length, vocabulary = 8, 128, 4099
     shapes = (batch, length, D), (vocabulary, D), (batch, length), (batch, length)
     dtypes = jnp.float32, jnp.float32, jnp.int32, jnp.float32
     args = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes)]
 
     def loss(hidden, head, targets, mask):
+        if measure == "entropy":
+            return prediction_entropy(hidden, head, mask, chunk=chunk)
         return response_loss(hidden, head, targets, mask, chunk=chunk).loss
 
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile()
@@ -162,6 +212,7 @@ def test_prompt_and_padding_cost_nothing():
     poison = hidden.at[0, 0].set(jnp.nan)  # a masked token that would spoil any chunk it entered
     sums = response_loss(poison, head, targets, mask.at[2].set(1), chunk=T)
     assert np.isfinite(sums.loss)
+    assert np.isfinite(prediction_entropy(poison, head, mask.at[2].set(1), chunk=T))
 
 
 def test_chunk_never_exceeds_the_tokens():
