@@ -64,7 +64,8 @@ def adamerging(
     of ``logits_fn`` keeps.
 
     Args:
-      logits_fn: ``logits_fn(params, batch) -> logits [..., V]``, of the positions that count.
+      logits_fn: ``logits_fn(params, batch) -> logits [..., V]``, of the positions that count; or a
+        number, the mean entropy itself, from models whose logits are too many to be held at once.
       base: the base model, a tree of arrays; see :func:`merge_params`.
       tuned: the tuned models.
       batches: unlabeled inputs, a pytree whose arrays have the batches as first axis ``[N, ...]``.
@@ -75,7 +76,8 @@ def adamerging(
         outside layers (the authors' code has one for each tensor); False: one for each model.
       bounds: weights are kept in this range after every step, as in the authors' code; None: free.
       optimizer: default ``optax.adam(1e-3)``, the paper's.
-      mask: ``mask(batch) -> bool [...]``, which rows of the logits count (padding does not).
+      mask: ``mask(batch) -> bool [...]``, which rows of the logits count (padding does not); none
+        for a number.
       transform: applied to the task vectors; with ``trim(0.2)``, close to AdaMerging++.
       key: for transforms that draw random numbers; every step draws the same.
       stacked: as in :func:`merge_params`.
@@ -88,7 +90,8 @@ def adamerging(
       ``[steps]``.
 
     Raises:
-      InputError: ``per_layer`` without layers; otherwise as :func:`merge_params`.
+      InputError: ``per_layer`` without layers; a ``mask`` for a number; an entropy or a weight that
+        is not finite; otherwise as :func:`merge_params`.
     """
     import optax
 
@@ -101,7 +104,12 @@ def adamerging(
     merge = functools.partial(merge_params, transform=transform, stacked=stacked)
 
     def entropy(params: PyTree, batch: PyTree) -> Array:
-        return mean_entropy(logits_fn(params, batch), None if mask is None else mask(batch))
+        found = logits_fn(params, batch)
+        if jnp.ndim(found):
+            return mean_entropy(found, None if mask is None else mask(batch))
+        if mask is not None:
+            raise InputError("mask is for logits, but logits_fn returns a number")
+        return found
 
     def run(state: tuple, base: PyTree, tuned: list, key: Any, batches: PyTree, numbers: Array):
         count = jax.tree.leaves(batches)[0].shape[0]
@@ -126,11 +134,25 @@ def adamerging(
     parts = np.split(np.arange(steps), 1 if after is None or not steps else steps)
     for part in parts:
         state, found = run(state, base, list(tuned), key, batches, part)
+        _check(found, state[0], int(part[0]) if steps else 0)
         history.append(found)
         for number, value in zip(part, found) if after else ():
             after(int(number), float(value))
     weights = state[0]
     return merge(base, list(tuned), weight=weights, key=key), weights, jnp.concatenate(history)
+
+
+def _check(entropies: Array, weights: PyTree, first: int) -> None:
+    """Raises where the steps from number ``first`` on met what is not finite."""
+    if isinstance(entropies, jax.core.Tracer):
+        return
+    bad = np.flatnonzero(~np.isfinite(entropies))
+    if len(bad):
+        step = first + bad[0]
+        raise InputError(f"adamerging: the entropy before step {step} is {entropies[bad[0]]}")
+    if not all(np.all(np.isfinite(w)) for w in jax.tree.leaves(weights)):
+        step = first + len(entropies) - 1
+        raise InputError(f"adamerging: a weight is not finite after step {step}")
 
 
 def _start(

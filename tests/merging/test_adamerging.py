@@ -160,6 +160,33 @@ def test_masked_rows_do_not_count():
     np.testing.assert_allclose(history, [expected], rtol=1e-5)
 
 
+def test_a_model_may_give_its_entropy_itself():
+    found = one_step()
+    ours = lambda params, x: merging.mean_entropy(logits(params, x))
+    expected = merging.adamerging(
+        ours, BASE, MODELS, BATCHES, steps=1, bounds=None, optimizer=optax.sgd(1.0)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("after", [None, lambda number, entropy: None])
+def test_what_is_not_finite_ends_the_search(after):
+    spoilt = BATCHES.copy()
+    spoilt[2] = np.nan
+    arguments = {"steps": 5, "after": after}
+    with pytest.raises(InputError, match="adamerging: the entropy before step 2 is nan"):
+        merging.adamerging(logits, BASE, MODELS, spoilt, **arguments)
+    arguments |= {"steps": 1, "bounds": None, "optimizer": optax.sgd(np.inf)}
+    with pytest.raises(InputError, match="adamerging: a weight is not finite after step 0"):
+        merging.adamerging(logits, BASE, MODELS, BATCHES, **arguments)
+
+
+def test_under_jit():
+    search = lambda base, models: merging.adamerging(logits, base, models, BATCHES, steps=2)
+    found, expected = jax.jit(search)(BASE, MODELS), search(BASE, MODELS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 def test_mean_entropy():
     x = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32) * 5
     assert abs(merging.mean_entropy(x) - oracle.entropy(np.float64(x))) < 1e-6
@@ -187,6 +214,11 @@ BAD = {
     "one tree": (
         lambda: merging.adamerging(logits, BASE, MODELS[0], BATCHES, steps=1),
         "takes a list of tuned models",
+    ),
+    "a mask for a number": (
+        lambda: merging.adamerging(lambda p, x: x.sum(), BASE, MODELS, BATCHES, steps=1,
+                                   mask=lambda x: x > 0),
+        "mask is for logits",
     ),
     "steps": (lambda: merging.adamerging(logits, BASE, MODELS, BATCHES, steps=-1), "steps is -1"),
 }  # fmt: skip
