@@ -21,7 +21,7 @@ from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.decode import decode_weights
 from imm_jax.sampling.engine import generate
 from imm_jax.tasks.prompts import get_style
-from imm_jax.training.loss import response_loss
+from imm_jax.training.loss import prediction_entropy, response_loss
 
 
 class Job(NamedTuple):
@@ -126,7 +126,7 @@ def adamerging(job: Job) -> Found:
             job.check_stop("adamerging")
 
         params, weights, _ = merging.adamerging(
-            lambda params, batch: model.apply({"params": params}, batch[0]),
+            partial(_entropy, model),
             job.base,
             list(job.tuned),
             (jnp.asarray(rows), jnp.asarray(masks)),
@@ -134,7 +134,6 @@ def adamerging(job: Job) -> Found:
             init=settings["init"],
             per_layer=settings["per_layer"],
             optimizer=optax.adam(settings["learning_rate"]),
-            mask=lambda batch: batch[1],
             after=after,
         )
     lines = [f"entropy at the first step {entropies[0]:.4f}, at the last {entropies[-1]:.4f} nats"]
@@ -198,6 +197,14 @@ def _grams(model: Decoder, params: PyTree, tokens_BT: Array, mask_BT: Array) -> 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_grams(model: Decoder, total: tuple, params: PyTree, tokens_BT: Array, mask_BT: Array):
     return jax.tree.map(jnp.add, total, _grams(model, params, tokens_BT, mask_BT))
+
+
+def _entropy(model: Decoder, params: PyTree, batch: tuple[Array, Array]) -> Array:
+    """Of the next token at every place that the batch's mask counts, without all their logits."""
+    tokens_BT, mask_BT = batch
+    hidden_BTD = model.apply({"params": params}, tokens_BT, method="hidden")
+    softcap = model.config.final_logit_softcapping
+    return prediction_entropy(hidden_BTD, unembedding(params), mask_BT, softcap=softcap)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
