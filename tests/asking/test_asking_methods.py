@@ -5,6 +5,7 @@ information from plain gradients; accuracies from ``evaluate``.
 """
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import imm_jax
 from imm_jax import merge_files, merging
+from imm_jax.asking_methods import _entropy
 from imm_jax.cli import main
 from imm_jax.models.decoder import Decoder
 from imm_jax.tasks.prompts import HEADING_STOPS
@@ -159,6 +162,31 @@ def test_adamerging_by_the_entropy_at_every_place(recipe, tmp_path):
     assert f"at the first step {oracle.entropy(first):.4f}, at the last {entropies[2]:.4f}" in lines
     layers = " ".join(f"{x:.3f}" for x in weights[1].layers)
     assert f"- weight of bad: layers {layers}, elsewhere {weights[1].default:.3f}\n" in lines
+
+
+@pytest.mark.parametrize("tied, softcap", [(False, None), (True, 2.0)])
+def test_adamerging_never_holds_all_logits(tied, softcap, tiny_config, random_params):
+    """And its entropy and gradient are those of the logits that it does not hold."""
+    config = tiny_config(
+        "llama", vocab_size=4099, tie_word_embeddings=tied, final_logit_softcapping=softcap
+    )
+    model, params = Decoder(config), random_params(config)
+    rng = np.random.default_rng(0)
+    batch = rng.integers(2, 4099, (8, 64)), rng.random((8, 64)) < 0.7
+
+    def plain(params, batch):
+        logits = model.apply({"params": params}, batch[0])
+        return merging.mean_entropy(logits, batch[1])
+
+    ours = jax.jit(jax.value_and_grad(partial(_entropy, model.clone(remat=True))))
+    value, slopes = ours(params, batch)
+    want, expected = jax.jit(jax.value_and_grad(plain))(params, batch)
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    assert_close(leaves(slopes), leaves(expected), rtol=1e-4, atol=1e-6)
+    program = ours.lower(params, batch).compile().as_text()
+    shapes = re.findall(r"\b[a-z]+[0-9]*\[([0-9,]+)\]", program)
+    sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in shapes]
+    assert 4099 * config.hidden_size in sizes and max(sizes) < 8 * 64 * 4099 / 2
 
 
 @partial(jax.jit, static_argnums=0)
