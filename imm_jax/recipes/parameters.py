@@ -116,11 +116,13 @@ def parameters_of(method: str) -> dict[str, Parameter]:
 class Condition(NamedTuple):
     """A value for the tensors whose name holds ``filter`` (None: all of them).
 
-    ``value`` is a scalar, or a tuple: a gradient over the layers.
+    ``value`` is a scalar, or a tuple: a gradient over the layers. ``where`` is the filter's place
+    in the file.
     """
 
     filter: str | None
     value: Any
+    where: str = ""
 
     def matches(self, tensor: str) -> bool:
         """Whether the value is meant for ``tensor``."""
@@ -158,7 +160,7 @@ def read_setting(raw: Any, parameter: Parameter, where: str) -> tuple[Condition,
         if not isinstance(chosen, str | None):
             raise InputError(f"{at}.filter: {chosen!r:.80}, expected a part of tensors' names")
         value = _read_value(entry["value"], parameter, f"{at}.value")
-        conditions.append(Condition(None if chosen == "*" else chosen, value))
+        conditions.append(Condition(None if chosen == "*" else chosen, value, f"{at}.filter"))
     return tuple(conditions)
 
 

@@ -23,6 +23,7 @@ from imm_jax.recipes.agreement import (
     check_names,
     merged_shape,
 )
+from imm_jax.recipes.asking import known_parameters
 from imm_jax.recipes.checkpoint import (
     Checkpoint,
     TensorFiles,
@@ -98,6 +99,28 @@ def plan(
         shape = merged_shape(place.output, inputs, vocabulary_size, options)
         outputs.append(_output(recipe, place, shape, inputs, open_weights))
     return outputs
+
+
+def filter_notes(recipe: Recipe, outputs: Sequence[Output]) -> tuple[str, ...]:
+    """A line to tell the user for each filter that no tensor has: its value is used nowhere."""
+    table = known_parameters(recipe.merge_method)
+    meets: dict[tuple[str, str], bool] = {}
+    for output in outputs:
+        part, names = output.part, tuple(i.name for i in output.models)
+        # A model's own settings are filtered by its own tensor's name, as mergekit does it.
+        scopes = [(source.parameters, (n,)) for source, n in zip(part.models, names, strict=True)]
+        for settings, own in (*scopes, (part.parameters, names), (recipe.parameters, names)):
+            for name, conditions in settings.items():
+                tensors = own if table[name].each else (output.name,)
+                for condition in conditions:
+                    if condition.filter is not None and table[name].use != "unused":
+                        key = (condition.where, condition.filter)
+                        meets[key] = meets.get(key, False) or any(map(condition.matches, tensors))
+    return tuple(
+        f"{recipe.path}: {where}: {text!r} is in no tensor's name"
+        for (where, text), met in meets.items()
+        if not met
+    )
 
 
 def donor_of(recipe: Recipe, checkpoints: Mapping[Model, Checkpoint]) -> Checkpoint:

@@ -156,6 +156,47 @@ def test_an_empty_folder_is_taken_and_another_is_not(models, recipe, tmp_path, m
     assert snapshot(tmp_path) == before
 
 
+def test_a_filter_that_no_tensor_has_is_said(recipe, tmp_path, caplog):
+    """mergekit takes one without a word, and the merge is a copy of the base."""
+    path = recipe("""
+merge_method: task_arithmetic
+base_model: base
+models:
+  - model: one
+    parameters: {weight: [{filter: mpl, value: 1}, {filter: mlp, value: 0}, {value: 0}]}
+  - {model: two, parameters: {weight: {filter: layers.2.mlp, value: 1}}}
+parameters: {weight: [{filter: "*", value: 0}], lambda: [{filter: norms, value: 2}, {value: 1}]}
+""")
+    with caplog.at_level(logging.INFO, "imm_jax"):
+        merge_files(path, tmp_path / "out")
+    notes = [r.getMessage() for r in caplog.records if "filter" in r.getMessage()]
+    assert notes == [
+        f"{path}: models[0].parameters.weight[0].filter: 'mpl' is in no tensor's name",
+        f"{path}: parameters.lambda[0].filter: 'norms' is in no tensor's name",
+    ]
+
+
+def test_a_filter_is_looked_for_in_its_own_models_tensors(recipe, tmp_path, caplog):
+    """Layer 2 of ``one`` is layer 0 of the result, and the others are not merged."""
+    weight = "parameters: {weight: [{filter: layers.2, value: 2}, {value: 1}]}"
+    path = recipe(f"""
+merge_method: linear
+slices:
+  - sources:
+      - {{model: one, layer_range: [2, 3], {weight}}}
+      - {{model: two, layer_range: [0, 1], {weight}}}
+parameters: {{normalize: [{{filter: layers.0, value: true}}, {{filter: layers.2, value: false}}]}}
+""")
+    with caplog.at_level(logging.INFO, "imm_jax"):
+        merge_files(path, tmp_path / "out")
+    notes = [r.getMessage() for r in caplog.records if "filter" in r.getMessage()]
+    assert notes == [
+        f"{path}: slices[0].sources[1].parameters.weight[0].filter: 'layers.2' is in no tensor's "
+        "name",
+        f"{path}: parameters.normalize[1].filter: 'layers.2' is in no tensor's name",
+    ]
+
+
 def test_progress_is_logged(recipe, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("imm_jax.progress.LOG_EVERY_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, "imm_jax"):
