@@ -14,6 +14,7 @@ from imm_jax.errors import InputError
 from imm_jax.models.huggingface.weights import CONFIG, GENERATION_CONFIG, read_json
 from imm_jax.models.tokenizer import TOKENIZER_FILES as ONE_OF
 from imm_jax.models.tokenizer import load_tokenizer, save_tokenizer
+from imm_jax.recipes.agreement import Options
 from imm_jax.recipes.asking import ASKING, asks, row_of
 from imm_jax.recipes.checkpoint import Checkpoint, is_head, is_vocabulary
 from imm_jax.recipes.plan import Output, donor_of
@@ -35,13 +36,14 @@ def write_beside(
     vocabulary: Vocabulary | None,
     template: str | None,
     seed: int | None,
+    options: Options,
     name: str,
     found: Sequence[str] = (),
 ) -> None:
     """Writes everything but the weights into ``folder``.
 
     ``template`` is the chat template, ``seed`` that of what is dropped at random (None: nothing
-    is), ``found`` what the method found out, a line each.
+    is), ``options`` those of the command, ``found`` what the method found out, a line each.
     """
     donor = donor_of(recipe, checkpoints)
     ids = _token_ids(recipe, vocabulary)
@@ -61,7 +63,7 @@ def write_beside(
             if (donor.folder / file).is_file():
                 shutil.copyfile(donor.folder / file, folder / file)
     (folder / RECIPE_FILE).write_text(recipe.text, encoding="utf-8")
-    (folder / "README.md").write_text(card(recipe, seed, name, found), encoding="utf-8")
+    (folder / "README.md").write_text(card(recipe, seed, options, name, found), encoding="utf-8")
 
 
 def _token_ids(recipe: Recipe, vocabulary: Vocabulary | None) -> dict[str, int | None]:
@@ -148,7 +150,9 @@ def check_tokenizer_files(
         )
 
 
-def card(recipe: Recipe, seed: int | None, name: str, found: Sequence[str] = ()) -> str:
+def card(
+    recipe: Recipe, seed: int | None, options: Options, name: str, found: Sequence[str] = ()
+) -> str:
     """A model card in the hub's format."""
     models = [str(model) for model in recipe.models]
     head = {"library_name": "transformers", "tags": ["merge", "imm_jax", recipe.merge_method]}
@@ -159,7 +163,7 @@ def card(recipe: Recipe, seed: int | None, name: str, found: Sequence[str] = ())
     listed = "\n".join(f"- {model}" for model in models)
     result = "".join(f"- {line}\n" for line in found)
     result = f"## Found\n\n{result}\n" if found else ""
-    drawn, option = ("", "") if seed is None else (f"Seed {seed}. ", f" --seed {seed}")
+    drawn = "" if seed is None else f"Seed {seed}. "
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -181,10 +185,23 @@ A merge of language models by imm_jax {imm_jax.__version__}: {recipe.merge_metho
 {recipe.text.strip()}
 ```
 
-It is run by
-
-    imm-jax merge {RECIPE_FILE} FOLDER{option}
+{_command(recipe, seed, options)}
 """
+
+
+def _command(recipe: Recipe, seed: int | None, options: Options) -> str:
+    """How to run the recipe again, and from where."""
+    flags = [] if seed is None else [f"--seed {seed}"]
+    flags += ["--untie"] if options.untie else []
+    flags += ["--truncate-vocabulary"] if options.truncate_vocabulary else []
+    sources = dict.fromkeys(model.source for model in recipe.models)
+    local = [f"`{s}`" for s in sources if Path(s).exists() and not Path(s).is_absolute()]
+    # Which folder that was is not said: the card is the same wherever the models lie.
+    file = f"PATH/{RECIPE_FILE}" if local else RECIPE_FILE
+    command = "It is run by\n\n    " + " ".join(["imm-jax merge", file, "FOLDER", *flags])
+    if local:
+        command += f"\n\nin the folder in which {', '.join(local)} lead to the models; PATH is that of this one."
+    return command
 
 
 def _summary(recipe: Recipe) -> str:

@@ -145,6 +145,7 @@ def merge_files(
             vocabulary,
             template,
             seed,
+            options,
             name=os.path.basename(os.path.abspath(folder)),
         )
 

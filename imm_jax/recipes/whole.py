@@ -150,6 +150,7 @@ def write_whole(
             None,
             whole.template,
             None,
+            Options(),
             name=os.path.basename(os.path.abspath(whole.folder)),
             found=found,
         )

@@ -6,6 +6,7 @@ Models are tiny Llamas of three layers; see ``conftest.py``.
 import itertools
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -129,6 +130,23 @@ def test_the_card_names_the_recipe(recipe, tmp_path):
     assert yaml.safe_load(head)["tags"] == ["merge", "imm_jax", "linear"]
     assert body.startswith("\n# my-merge\n") and text.strip() in body
     assert "- base\n- one\n" in body and "--seed 3" in body
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_command_of_the_card_makes_the_same_model(relative, models, recipe, tmp_path, capsys):
+    """One model ties its head, and the command is given again where the card says."""
+    text = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: base}, {model: tied}]\n"
+    text = text if relative else text.replace("model: ", f"model: {models}/")
+    out, again = tmp_path / "out", tmp_path / "again"
+    merge_files(recipe(text), out, seed=3, untie=True, truncate_vocabulary=True)
+    card = (out / "README.md").read_text()
+    command = next(line for line in card.splitlines() if line.startswith("    imm-jax merge "))
+    assert ("in which `base`, `tied` lead to the models" in card) == relative
+    words = command.replace("PATH", str(out)).replace("FOLDER", str(again)).split()[1:]
+    assert words[3:] == ["--seed", "3", "--untie", "--truncate-vocabulary"]
+    os.chdir(models if relative else out)
+    assert main(words) == 0, capsys.readouterr().err
+    assert snapshot(again) == snapshot(out) | {"README.md": (again / "README.md").read_bytes()}
 
 
 def test_a_seed_decides_and_nothing_else_does(recipe, tmp_path):
