@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imm_jax.errors import InputError, nearest
-from imm_jax.inputs import check_output
+from imm_jax.inputs import check_output, prompt_style
 
 RESULTS, PLOTS = "analysis.json", "analysis"
 
@@ -135,14 +135,15 @@ def _of_models(args: argparse.Namespace) -> Subject:
         if getattr(args, name) and not args.tasks:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag}: needs questions, expected --tasks with two models")
-    style = args.style or "few_shot"
+    shots = 8 if args.shots is None else args.shots
+    style = prompt_style(args.style, shots)
     data = DataConfig(
         in_domain=args.tasks[0] if args.tasks else "",
         out_of_domain=tuple(args.tasks[1:]),
         test_questions=args.questions,
         sample_style=style,
         evaluate_style=style,
-        shots=8 if args.shots is None else args.shots,
+        shots=shots,
     )
     length = {"max_new_tokens": args.max_new_tokens or 256}
     config = RunConfig(

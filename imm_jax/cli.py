@@ -13,7 +13,13 @@ from imm_jax.arguments import parse
 from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.evaluate_command import evaluate
-from imm_jax.inputs import check_output, generation_config, open_model, sampling_config
+from imm_jax.inputs import (
+    check_output,
+    check_question_style,
+    generation_config,
+    open_model,
+    sampling_config,
+)
 from imm_jax.merge_command import merge
 from imm_jax.plan_command import plan
 from imm_jax.report_command import report
@@ -94,8 +100,7 @@ def _generate(args: argparse.Namespace) -> None:
     for number, prompt in enumerate(prompts):
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python's stand-ins
             raise InputError(f"prompt {number}: not UTF-8 text")
-    if args.style != "raw" and get_style(args.style).shots == "required":
-        raise InputError(f"--style: {args.style!r} needs worked examples, expected one without")
+    check_question_style(args.style)
     check_output(args.output)
     source, tokenizer = open_model(args.model, args.revision)
     stop, special = tuple(args.stop), True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imm_jax.errors import InputError
-from imm_jax.inputs import check_output, open_model, sampling_config
+from imm_jax.inputs import check_output, open_model, prompt_style, sampling_config
 
 
 class Scored(NamedTuple):
@@ -30,11 +30,11 @@ def evaluate(args: argparse.Namespace) -> None:
     from imm_jax.evaluation import check_tasks
     from imm_jax.files import atomic_write
     from imm_jax.models.load import load_model
-    from imm_jax.tasks import get_style, make_tasks
+    from imm_jax.tasks import make_tasks
 
     scoring = SCORINGS[args.scoring]
     sampling_config(args)
-    get_style(args.style)
+    args.style = prompt_style(args.style, args.shots)
     check_output(args.output)
     tasks = make_tasks(args.tasks, train_size=0, test_size=args.questions)
     check_tasks(tasks)

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from imm_jax.errors import InputError
+from imm_jax.errors import InputError, nearest
 from imm_jax.sampling.config import SamplingConfig
 
 
@@ -67,6 +67,36 @@ def check_output(path: str | None, *, folder: bool = False) -> None:
         raise InputError(f"{path}: cannot be written, for {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: cannot be written (no permission in {parent})")
+
+
+def check_question_style(style: str) -> None:
+    """Refuses a style that is none for a question alone; ``raw`` is one, the text as it is."""
+    from imm_jax.tasks.prompts import STYLES, question_styles
+
+    known = ["raw", *question_styles()]
+    if style in known:
+        return
+    wrong = f"unknown prompt style {style!r}{nearest(style, known)}"
+    if style in STYLES:
+        wrong = f"{style!r} needs worked examples"
+    raise InputError(f"--style: {wrong}, expected one of {', '.join(known)}")
+
+
+def prompt_style(style: str | None, shots: int) -> str:
+    """The style on a command line; by default that of worked examples, where there are any.
+
+    Raises:
+      InputError: there is no such style, or it needs worked examples and ``--shots`` is 0.
+    """
+    from imm_jax.tasks import get_style
+
+    chosen = style or ("few_shot" if shots else "plain")
+    if get_style(chosen).shots == "required" and not shots:
+        raise InputError(
+            f"--style {chosen} with --shots 0: {chosen!r} needs worked examples, expected more "
+            f"--shots or --style {get_style(chosen).training}"
+        )
+    return chosen
 
 
 def sampling_config(args: argparse.Namespace) -> SamplingConfig:

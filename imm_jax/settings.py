@@ -26,6 +26,22 @@ def differences(old: dict, new: dict, path: str = "") -> list[str]:
     return found
 
 
+# What the settings of other trainers are called here: for those who type them out of habit.
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch_size",
+    "max_seq_length": "max_length",
+    "optim": "optimizer",
+    "gradient_checkpointing": "remat",
+    "save_steps": "save_every_steps",
+    "lora_alpha": "alpha",
+    "target_modules": "targets",
+    "r": "rank",
+}
+
+
 def build(cls: type, data: dict, source: str) -> Any:
     """Makes the frozen dataclass ``cls`` from plain ``data``; pydantic converts and checks types.
 
@@ -69,7 +85,8 @@ def _check_keys(cls: type, data: Any, source: str, path: str) -> None:
     hints = typing.get_type_hints(cls)
     for key, value in data.items():
         if key not in hints:
-            raise InputError(f"{source}: unknown key {path}{key}{nearest(key, hints)}")
+            meant = ELSEWHERE.get(key) if ELSEWHERE.get(key) in hints else key
+            raise InputError(f"{source}: unknown key {path}{key}{nearest(meant, hints)}")
         hint = hints[key]
         if isinstance(value, bool) and bool not in (hint, *typing.get_args(hint)):
             # Without this, true would count as 1.

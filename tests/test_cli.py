@@ -22,6 +22,7 @@ from imm_jax.files import read_jsonl
 from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.load import load_model
 from imm_jax.models.tokenizer import load_tokenizer
+from imm_jax.tasks.prompts import STYLES, question_styles
 from tests.answering import (
     ANSWER,
     params_of,
@@ -77,6 +78,15 @@ def test_help_names_every_command(capsys):
     assert left.value.code == 0
     printed = capsys.readouterr().out
     assert all(f"    {name} " in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate", "analyze"])
+def test_help_names_the_styles_that_are_taken(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    styles = ["raw (the prompt as it is)", *question_styles()] if name == "generate" else STYLES
+    assert f"prompt style: {', '.join(styles)} (default: " in printed
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,13 @@ def test_evaluate_and_its_json(model, command, tmp_path):
     assert command(*argv, "--questions", "3").splitlines()[1].split()[4] == "3"
 
 
+def test_without_shots_the_style_is_plain(model, command):
+    argv = ("evaluate", model, "mine.jsonl", *GREEDY[2:], "--shots", "0")
+    printed = command(*argv)
+    assert printed == command(*argv, "--style", "plain")
+    assert printed.splitlines()[1].split()[:2] == ["mine", "0.750"]
+
+
 def test_evaluate_with_samples_and_another_model(model, command, tmp_path):
     """The other model never speaks; both answer the same questions."""
     write_questions(tmp_path / "sums.jsonl", 8)

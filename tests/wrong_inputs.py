@@ -135,8 +135,18 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 COMMANDS = {
     "no command": case((), "COMMAND", "imm-jax --help"),
     "unknown command": case(("rum",), "invalid choice: 'rum'", "generate"),
-    "unknown option": case((*RUN, "--ouput", "x"), "unrecognized arguments: --ouput"),
-    "no config": case(("run",), "imm-jax run", "config"),
+    "unknown option": case(
+        (*RUN, "--ouput", "x"),
+        "imm-jax run: unrecognized arguments: --ouput",
+        "(did you mean '--output'?) (see imm-jax run --help)",
+    ),
+    "no config": case(
+        ("run",),
+        "imm-jax run: the following arguments are required: config (see imm-jax run --help)",
+    ),
+    "no model": case(
+        ("generate",), "imm-jax generate: the following arguments are required: model (see"
+    ),
     "merge without output": case(("merge", "a", "b"), "--output"),
     "option without number": case((*GENERATE, "--top-p", "much"), "--top-p", "'much'"),
 }
@@ -159,6 +169,8 @@ CONFIGS = {
     "no name": case(RUN, "run.yaml: unknown key None", spoil=write("run.yaml", "null: x\n")),
     "unknown key": override("trainig.epochs=1", "unknown key trainig (did you mean 'training'?)"),
     "unknown key inside": override("training.learning_rat=1", "unknown key training.learning_rat (did you mean 'learning_rate'?)"),
+    "another trainer's key": override("training.lr=1e-5", "unknown key training.lr (did you mean 'learning_rate'?)"),
+    "another trainer's key inside": override("training.lora.r=4", "unknown key training.lora.r (did you mean 'rank'?)"),
     "unknown key of an arm": override("arms.imm.wieght=1", "unknown key arms.imm.wieght (did you mean 'weight'?)"),
     "no equals sign": override("rounds", "'rounds': expected an override KEY=VALUE"),
     "no key": override("=3", "'=3': expected an override KEY=VALUE"),
@@ -292,8 +304,8 @@ OTHERS = {
     "generate: samples": case((*GENERATE, "--samples", "0"), "--samples: '0', expected a whole number from 1"),
     "generate: no tokens": case((*GENERATE, "--max-new-tokens", "0"), "max_new_tokens: 0, expected at least 1"),
     "generate: seed": case((*GENERATE, "--seed", "1e3"), "--seed: '1e3', expected a whole number"),
-    "generate: style": case((*GENERATE, "--style", "chatt"), "unknown prompt style 'chatt' (did you mean 'chat'?)"),
-    "generate: few-shot": case((*GENERATE, "--style", "few_shot"), "--style: 'few_shot' needs worked examples"),
+    "generate: style": case((*GENERATE, "--style", "chatt"), "unknown prompt style 'chatt' (did you mean 'chat'?), expected one of raw, alpaca, plain, chat"),
+    "generate: few-shot": case((*GENERATE, "--style", "few_shot"), "--style: 'few_shot' needs worked examples, expected one of raw, alpaca, plain, chat"),
     "generate: no template": case((*GENERATE, "--style", "chat"), "'chat' needs a tokenizer with a chat template"),
     "generate: no file": case((*GENERATE, "--file", "prompts.txt"), "prompts.txt: No such file"),
     "generate: file not text": case((*GENERATE, "--file", "p.txt"), "p.txt: not UTF-8 text at byte 2", spoil=write("p.txt", b"a\n\xff")),
@@ -303,7 +315,7 @@ OTHERS = {
     "evaluate: no test split": case(("evaluate", "model", "jsonl:train=train.jsonl"), "task train has no test questions"),
     "evaluate: no questions": case((*EVALUATE, "--questions", "0"), "--questions: '0', expected a whole number from 1"),
     "evaluate: shots": case((*EVALUATE, "--shots", "-1"), "--shots: '-1', expected a whole number from 0"),
-    "evaluate: no shots": case((*EVALUATE[:3], "--shots", "0"), "'few_shot' needs worked examples"),
+    "evaluate: no shots": case((*EVALUATE[:3], "--shots", "0", "--style", "few_shot"), "--style few_shot with --shots 0: 'few_shot' needs worked examples", "expected more --shots or --style plain"),
     "evaluate: unknown task": case(("evaluate", "model", "builtin:two_stp"), "(did you mean 'two_step'?)"),
     "evaluate: one name twice": case((*EVALUATE, "test.jsonl"), "two tasks are named test"),
     "evaluate: style": case((*EVALUATE[:3], "--style", "planes"), "unknown prompt style 'planes'"),

@@ -200,7 +200,8 @@ def _command(recipe: Recipe, seed: int | None, options: Options) -> str:
     file = f"PATH/{RECIPE_FILE}" if local else RECIPE_FILE
     command = "It is run by\n\n    " + " ".join(["imm-jax merge", file, "FOLDER", *flags])
     if local:
-        command += f"\n\nin the folder in which {', '.join(local)} lead to the models; PATH is that of this one."
+        paths = f"{', '.join(local)} lead to the models"
+        command += f"\n\nin the folder in which {paths}; PATH is that of this one."
     return command
 
 

@@ -143,6 +143,11 @@ def get_style(name: str) -> Style:
     return STYLES[name]
 
 
+def question_styles() -> list[str]:
+    """The styles that need no worked examples, for a question alone."""
+    return [name for name, style in STYLES.items() if style.shots != "required"]
+
+
 def training_style(style: str) -> str:
     """The zero-shot style to train on responses that ``style`` sampled.
 
