@@ -132,7 +132,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     sub.add_argument(
         "--compare",
         metavar="OTHER",
-        help="a second model on the same questions, with McNemar's exact test",
+        help="a second model on the same questions: McNemar's exact test, and how far the first is "
+        "above it, with a paired bootstrap interval",
     )
     _add_sampling(sub, temperature=0.0)
 

@@ -139,18 +139,14 @@ def _plain(score: Any) -> dict[str, Any]:
 
 
 def _comparisons(results: Sequence[Scored]) -> Mapping[str, Any]:
-    """Task by task and, where there are several, over the questions of all of them."""
-    from imm_jax.analysis.scores import compare
+    """Task by task and, where there are several, over all of them."""
+    from imm_jax.analysis.scores import compare, compare_tasks
 
     first, second = (result.verdicts for result in results)
     found = {name: compare(first[name], second[name]) for name in first}
     if len(found) > 1:
-        found["all"] = compare(_pooled(first), _pooled(second))
+        found["all"] = compare_tasks(first, second)
     return found
-
-
-def _pooled(verdicts: Mapping[str, Mapping[str, bool]]) -> dict[str, bool]:
-    return {f"{task}/{name}": ok for task, rows in verdicts.items() for name, ok in rows.items()}
 
 
 SCORINGS = {

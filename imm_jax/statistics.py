@@ -95,6 +95,18 @@ def seed_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, mean - half, mean + half
 
 
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of scores from 0 to 1, one a question.
+
+    Questions are drawn again as in :func:`paired_bootstrap`. Where all score alike that would see
+    no spread, however few they are, so there it is Wilson's.
+    """
+    if len(set(values)) == 1:
+        return wilson_interval(values[0], len(values))
+    _, low, high = paired_bootstrap([np.array([values])])
+    return low, high
+
+
 def paired_bootstrap(
     differences: Sequence[np.ndarray], draws: int = 10_000, confidence: float = 0.95
 ) -> tuple[float, float, float]:

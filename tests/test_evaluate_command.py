@@ -44,6 +44,11 @@ def test_a_suite_and_a_file(model, capsys):
     found = json.loads(Path("scores.json").read_text())["tasks"]
     assert found["last_letters"]["questions"] == 8 and found["coin_flip"]["samples"] == 2
     assert found["coin_flip"]["pass_at_k"] == {"1": 1.0, "2": 1.0}
+    # All of three are right, which a bootstrap would be sure of: Wilson's too.
+    interval = [found["coin_flip"]["low"], found["coin_flip"]["high"]]
+    assert found["coin_flip"]["pass_at_k_interval"] == {"1": interval, "2": interval}
+    low, high = found["last_letters"]["pass_at_k_interval"]["2"]
+    assert 0.25 < low < 0.75 < high <= 1
     assert found["last_letters"]["majority"]["accuracy"] == 0.75
     # Wilson's interval of 3 of 3.
     assert found["coin_flip"]["low"] == pytest.approx(3 / (3 + 1.959964**2), abs=1e-4)
@@ -101,16 +106,22 @@ def test_evaluate_with_samples_and_another_model(model, command, tmp_path):
     argv = ("evaluate", model, "sums.jsonl", *GREEDY, "--samples", "3", "--output", "scores.json")
     printed = command(*argv, "--compare", "mute").splitlines()
     assert printed[0] == str(model) and printed[1].split()[6:9] == ["pass@2", "pass@3", "majority"]
-    assert printed[2].split()[5:8] == ["0.750", "0.750", "0.750"]
+    words = printed[2].split()
+    assert [words[5], words[8], words[11]] == ["0.750", "0.750", "0.750"]
     report = json.loads(Path("scores.json").read_text())
     found = report["tasks"]["sums"]
     assert found["samples"] == 3 and found["pass_at_k"] == {"1": 0.75, "2": 0.75, "3": 0.75}
     assert found["majority"]["accuracy"] == 0.75
+    low, high = found["pass_at_k_interval"]["3"]
+    assert words[9:11] == [f"[{low:.3f},", f"{high:.3f}]"] and low < 0.75 < high
     assert report["compared_with"]["tasks"]["sums"]["accuracy"] == 0.0
     comparison = report["comparison"]["sums"]
+    apart = {name: comparison.pop(name) for name in ("difference", "low", "high")}
     assert comparison == {"both": 0, "only_first": 6, "only_second": 0, "neither": 2,
                           "p_value": 2 / 64}  # fmt: skip
-    assert printed[-1].split() == ["sums", "0", "6", "0", "2", "0.0312"]
+    assert apart == {"difference": 0.75, "low": low, "high": high}
+    interval = [f"[+{low:.3f},", f"+{high:.3f}]"]
+    assert printed[-1].split() == ["sums", "0", "6", "0", "2", "0.0312", "+0.750", *interval]
 
 
 def test_evaluate_by_log_likelihood(model, command, tmp_path):

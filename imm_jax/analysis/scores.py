@@ -4,9 +4,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from imm_jax.analysis.verdict import compare_paired, signed
 from imm_jax.choices import ChoiceAnswer
 from imm_jax.evaluation import Answer, score
-from imm_jax.statistics import ladder, mcnemar, mean_interval, pass_at_k, wilson_interval
+from imm_jax.statistics import (
+    bootstrap_interval,
+    ladder,
+    mean_interval,
+    pass_at_k,
+    wilson_interval,
+)
 from imm_jax.tasks.votes import majority, same_answers
 
 
@@ -30,6 +37,7 @@ class TaskScore:
       truncated: share of answers that ran into the token limit; None where none was generated.
       pass_at_k: for some k the mean over questions of :func:`imm_jax.statistics.pass_at_k`; empty
         with one sample a question.
+      pass_at_k_interval: for the same k its 95 % bootstrap interval, over questions.
       majority: share of questions whose most common answer is right (self-consistency, Wang et al.,
         arXiv 2203.11171); None with one sample a question.
       normalised: by length-normalised log-likelihood; None where answers were generated.
@@ -42,18 +50,29 @@ class TaskScore:
     samples: int = 1
     truncated: float | None = None
     pass_at_k: dict[int, float] = dataclasses.field(default_factory=dict)
+    pass_at_k_interval: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
     majority: Share | None = None
     normalised: Share | None = None
 
 
 class Comparison(NamedTuple):
-    """Two models on the same questions; ``p_value`` is that of McNemar's exact test."""
+    """Two models on the same questions, of one task or of several.
+
+    Attributes:
+      both, only_first, only_second, neither: questions, of all tasks, that they answer right.
+      p_value: that of McNemar's exact test over these questions.
+      difference: the first's accuracy less the second's, each task of the same weight.
+      low, high: its 95 % interval, of the paired bootstrap over questions.
+    """
 
     both: int
     only_first: int
     only_second: int
     neither: int
     p_value: float
+    difference: float
+    low: float
+    high: float
 
 
 def score_answers(answers: Sequence[Answer], answer_type: str) -> TaskScore:
@@ -70,10 +89,9 @@ def score_answers(answers: Sequence[Answer], answer_type: str) -> TaskScore:
     }
     if samples > 1:
         right = [sum(answer.correct for answer in row) for row in rows]
-        found["pass_at_k"] = {
-            k: sum(pass_at_k(samples, count, k) for count in right) / len(rows)
-            for k in ladder(samples)
-        }
+        chances = {k: [pass_at_k(samples, count, k) for count in right] for k in ladder(samples)}
+        found["pass_at_k"] = {k: sum(values) / len(rows) for k, values in chances.items()}
+        found["pass_at_k_interval"] = {k: bootstrap_interval(v) for k, v in chances.items()}
         found["majority"] = _share(verdicts(answers, answer_type).values())
     return TaskScore(**found)
 
@@ -105,26 +123,40 @@ def mean_score(scores: Sequence[TaskScore]) -> Share:
 
 
 def compare(first: Mapping[str, bool], second: Mapping[str, bool]) -> Comparison:
-    """Counts the questions, by id, that two models answer right, and tests the difference.
+    """Compares two models on the questions, by id, of one task.
 
     Raises:
       ValueError: the questions are not the same.
     """
-    if first.keys() != second.keys():
+    return compare_tasks({"": first}, {"": second})
+
+
+def compare_tasks(
+    first: Mapping[str, Mapping[str, bool]], second: Mapping[str, Mapping[str, bool]]
+) -> Comparison:
+    """Counts the questions of all tasks that two models answer right, and tests the difference.
+
+    Raises:
+      ValueError: the tasks or their questions are not the same.
+    """
+    if {t: v.keys() for t, v in first.items()} != {t: v.keys() for t, v in second.items()}:
         raise ValueError("compare: expected verdicts on the same questions")
-    pairs = [(right, second[name]) for name, right in first.items()]
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    both = sum(right and second[t][q] for t, rows in first.items() for q, right in rows.items())
+    found = compare_paired({0: first}, {0: second}, list(first))
     return Comparison(
-        both=pairs.count((True, True)),
-        only_first=only_first,
-        only_second=only_second,
-        neither=pairs.count((False, False)),
-        p_value=mcnemar(only_first, only_second),
+        both=both,
+        only_first=found.only_first,
+        only_second=found.only_second,
+        neither=found.questions - both - found.only_first - found.only_second,
+        p_value=found.p_value,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
     )
 
 
 def score_table(scores: Mapping[str, TaskScore]) -> str:
-    """A row a task, and the mean where there are several."""
+    """A row a task, and the mean where there are several; in brackets 95 % intervals."""
     one = next(iter(scores.values()))
     extra = [f"pass@{k}" for k in one.pass_at_k if k > 1]
     extra += ["majority"] if one.majority else []
@@ -133,8 +165,12 @@ def score_table(scores: Mapping[str, TaskScore]) -> str:
     lines = [["task", "accuracy", "95 % interval", "questions", *extra]]
     for name, found in scores.items():
         cells = [name, *_cells(found), str(found.questions)]
-        cells += [f"{share:.3f}" for k, share in found.pass_at_k.items() if k > 1]
-        cells += [f"{found.majority.accuracy:.3f}"] if found.majority else []
+        cells += [
+            " ".join(_cells(Share(share, *found.pass_at_k_interval[k])))
+            for k, share in found.pass_at_k.items()
+            if k > 1
+        ]
+        cells += [" ".join(_cells(found.majority))] if found.majority else []
         cells += [f"{found.truncated:.3f}"] if found.truncated is not None else []
         lines.append(cells + (_cells(found.normalised) if found.normalised else []))
     if len(scores) > 1:
@@ -143,10 +179,12 @@ def score_table(scores: Mapping[str, TaskScore]) -> str:
 
 
 def comparison_table(comparisons: Mapping[str, Comparison]) -> str:
-    """A row a task: which model is right where, and the p-value."""
-    lines = [["task", "both", "only first", "only second", "neither", "McNemar p"]]
-    for name, (*counts, p_value) in comparisons.items():
-        lines.append([name, *map(str, counts), f"{p_value:.4f}"])
+    """A row a task: which model is right where, the p-value, how far they are apart."""
+    counts = ["both", "only first", "only second", "neither"]
+    lines = [["task", *counts, "McNemar p", "first - second", "95 % interval"]]
+    for name, found in comparisons.items():
+        apart = [signed(found.difference), f"[{signed(found.low)}, {signed(found.high)}]"]
+        lines.append([name, *map(str, found[: len(counts)]), f"{found.p_value:.4f}", *apart])
     return aligned(lines)
 
 

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import binomtest
 
 from imm_jax.analysis.scores import (
-    Comparison,
     compare,
+    compare_tasks,
     comparison_table,
     mean_score,
     score_answers,
@@ -51,6 +51,11 @@ def test_pass_at_k_and_majority_by_counting():
     for k in (1, 2, 4):
         draws = [np.mean([any(d) for d in itertools.combinations(row, k)]) for row in rows]
         assert found.pass_at_k[k] == pytest.approx(np.mean(draws))
+        # The chance of each mean of four questions drawn again, counted.
+        values = [np.mean([any(d) for d in itertools.combinations(row, k)]) for row in rows]
+        means = np.sort([np.mean(draw) for draw in itertools.product(values, repeat=4)])
+        expected = np.quantile(means, [0.025, 0.975])
+        np.testing.assert_allclose(found.pass_at_k_interval[k], expected, atol=0.05)
     assert list(found.pass_at_k) == [1, 2, 4] and found.pass_at_k[1] == found.accuracy
     assert verdicts(ROWS, "number") == {"one": True, "two": False, "three": False, "four": False}
     interval = binomtest(1, 4).proportion_ci(method="wilson")
@@ -102,12 +107,27 @@ def test_two_models_are_compared_by_question():
     first = {"a": True, "b": True, "c": True, "d": False, "e": True, "f": True}
     second = {"f": False, "e": False, "d": False, "c": True, "b": False, "a": False}
     found = compare(first, second)
-    assert found == Comparison(both=1, only_first=4, only_second=0, neither=1, p_value=2 / 16)
-    assert compare(second, first) == found._replace(only_first=0, only_second=4)
+    assert found[:5] == (1, 4, 0, 1, 2 / 16)
+    assert found.difference == pytest.approx(4 / 6)
+    # Four of six questions differ: a binomial's quantiles, in sixths.
+    assert (found.low, found.high) == pytest.approx((2 / 6, 1))
+    back = compare(second, first)
+    assert back[:5] == (1, 0, 4, 1, 2 / 16)
+    assert (back.difference, back.low, back.high) == pytest.approx((-4 / 6, -1, -2 / 6))
     with pytest.raises(ValueError, match="same questions"):
         compare(first, {"a": True})
     assert comparison_table({"sums": found}).splitlines()[1].split() == [
-        "sums", "1", "4", "0", "1", "0.1250"]  # fmt: skip
+        "sums", "1", "4", "0", "1", "0.1250", "+0.667", "[+0.333,", "+1.000]"]  # fmt: skip
+
+
+def test_over_several_tasks_each_weighs_the_same():
+    first = {"sums": {"a": True, "b": True, "c": False, "d": False}, "dates": {"a": True}}
+    second = {"sums": dict.fromkeys("abcd", False), "dates": {"a": True}}
+    found = compare_tasks(first, second)
+    assert found[:5] == (1, 2, 0, 2, 0.5)
+    assert found.difference == 0.25 and found.low == 0 and found.high == 0.5
+    with pytest.raises(ValueError, match="same questions"):
+        compare_tasks(first, {"sums": second["sums"]})
 
 
 def test_the_table_has_the_columns_that_the_scores_have():
@@ -115,6 +135,10 @@ def test_the_table_has_the_columns_that_the_scores_have():
     lines = score_table({"sums": many, "dates": many}).splitlines()
     assert lines[0].split()[-4:] == ["pass@2", "pass@4", "majority", "truncated"]
     # Without a right one among two draws: 1/6, 1/2, 1, 1/6.
-    assert lines[1].split()[-4:] == ["0.542", "0.750", "0.250", "0.062"]
+    words = lines[1].split()
+    assert [words[i] for i in (-10, -7, -4, -1)] == ["0.542", "0.750", "0.250", "0.062"]
+    low, high = many.pass_at_k_interval[4]
+    assert words[-6:-4] == [f"[{low:.3f},", f"{high:.3f}]"]
+    assert words[-3:-1] == [f"[{many.majority.low:.3f},", f"{many.majority.high:.3f}]"]
     assert lines[3].split()[:2] == ["mean", "0.312"]
     assert len(score_table({"sums": one}).splitlines()) == 2
