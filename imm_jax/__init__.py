@@ -33,6 +33,7 @@ _EXPORTS = {
     "merge_params": "imm_jax.merging",
     "run": "imm_jax.rounds.run",
     "save_model": "imm_jax.models.huggingface.saving",
+    "write_report": "imm_jax.report_command",
 }
 _ROOMS = ("analysis", "checkpoints", "evaluation", "memory", "merging", "models", "recipes")
 _ROOMS += ("rounds", "sampling", "sharding", "tasks", "training", "tree")
