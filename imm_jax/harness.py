@@ -21,9 +21,9 @@ except ImportError as error:
     raise ImportError("imm_jax.harness needs lm-eval: pip install 'imm-jax[lm_eval]'") from error
 from jaxtyping import PyTree
 
-from imm_jax.choices import score_rows
 from imm_jax.errors import InputError
 from imm_jax.inputs import open_model
+from imm_jax.likelihood import score_rows
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.load import load_model
 from imm_jax.sampling.config import SamplingConfig

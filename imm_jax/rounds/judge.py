@@ -8,8 +8,9 @@ import jax
 from jaxtyping import PyTree
 
 from imm_jax import hosts
-from imm_jax.choices import ask_choices, choice_prompts, encode
+from imm_jax.choices import ask_choices, choice_prompts
 from imm_jax.config import RunConfig
+from imm_jax.likelihood import encode
 from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.rules import Judge, Scorer
 from imm_jax.rounds.stages import Later, Stages
