@@ -122,8 +122,9 @@ def mean_of_agreeing(
         chosen = exact.add(chosen, exact.select(a, exact.multiply(d, w), zero))
         share = share + jnp.where(a, w.hi, 0)
     if normalize:
-        # One division, used once: else XLA keeps intermediate results of the leaf's size.
-        chosen = as_double(chosen.hi / jnp.where(share == 0, 1, share))
+        # A division whose result is chosen: else XLA keeps intermediates of the leaf's size.
+        mean = chosen.hi / jnp.where(share == 0, 1, share)
+        chosen = as_double(jnp.where(share == 0, chosen.hi, mean))
     return TaskVectors((chosen,), (to_double(1.0, zero.hi.dtype),))
 
 
