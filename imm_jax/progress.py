@@ -8,6 +8,7 @@ import time
 logger = logging.getLogger("imm_jax")
 
 LOG_EVERY_SECONDS = 30.0
+WAIT_SECONDS = 30.0  # without anything done, before a line says so
 
 
 class Progress:
@@ -38,7 +39,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self.bar is None:
-            self.waiting = threading.Timer(LOG_EVERY_SECONDS, self._wait)
+            self.waiting = threading.Timer(WAIT_SECONDS, self._wait)
             self.waiting.daemon = True
             self.waiting.start()
         return self
@@ -62,7 +63,7 @@ class Progress:
 
     def _wait(self) -> None:
         if not self.done:
-            logger.info(f"{self.label}: under way, nothing done after {LOG_EVERY_SECONDS:.0f} s")
+            logger.info(f"{self.label}: under way, nothing done after {WAIT_SECONDS:.0f} s")
 
     def _log(self) -> None:
         self.logged, self.said = time.monotonic(), (self.done, self.note)

@@ -59,7 +59,7 @@ def test_slow_work_has_a_rate(caplog, clock):
 
 @pytest.mark.parametrize("done", [0, 1])
 def test_before_anything_is_done_it_says_that_it_works(done, caplog, monkeypatch):
-    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "WAIT_SECONDS", 0.01)
     with caplog.at_level(logging.INFO, "imm_jax"), Progress("sample", 2) as bar:
         bar.done = done
         bar.waiting.join()

@@ -153,7 +153,7 @@ COMMANDS = {
 
 CONFIGS = {
     "no such file": case(("run", "rum.yaml"), "rum.yaml: cannot be read (No such file"),
-    "a folder": case(("run", "model"), "model: cannot be read (Is a directory)"),
+    "a folder": case(("run", "model"), "model: holds no config.yaml, expected a run's folder or a YAML file"),
     "empty": case(RUN, "run.yaml: expected a mapping of keys, found nothing", spoil=write("run.yaml", "")),
     "a list": case(RUN, "run.yaml: expected a mapping", "found list", spoil=write("run.yaml", "- a\n")),
     "bad YAML": case(RUN, "run.yaml: not valid YAML at line 2", spoil=write("run.yaml", "model: x\n a: [\n")),
