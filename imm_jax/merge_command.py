@@ -15,7 +15,7 @@ def merge(args: argparse.Namespace) -> None:
     """Runs the command."""
     path = Path(args.model)
     ending = path.suffix.lower()
-    if ending in (".yaml", ".yml") or (path.is_file() and ending != ".gguf"):
+    if ending in (".yaml", ".yml") or (path.is_file() and not ending):
         _merge_recipe(args)
     else:
         _merge_pair(args)

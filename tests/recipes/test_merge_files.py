@@ -215,6 +215,19 @@ parameters: {{normalize: [{{filter: layers.0, value: true}}, {{filter: layers.2,
     ]
 
 
+@pytest.mark.parametrize("name", ["R.YAML", "recipe"])
+def test_a_recipe_may_have_another_name(name, recipe, tmp_path):
+    path = Path(recipe(LINEAR))
+    named = path.with_name(name)
+    named.write_bytes(path.read_bytes())
+    assert main(["merge", str(named), str(tmp_path / "other")]) == 0
+    merge_files(path, tmp_path / "out")
+    found, expected = (read_tensors(tmp_path / folder) for folder in ("other", "out"))
+    assert found.keys() == expected.keys()
+    for tensor, value in expected.items():
+        assert np.array_equal(found[tensor], value)
+
+
 def test_progress_is_logged(recipe, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("imm_jax.progress.LOG_EVERY_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, "imm_jax"):
