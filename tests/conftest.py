@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -59,6 +60,17 @@ TINY_FAMILIES = {
         "tie_word_embeddings": True,
     },
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_files():
+    """Frees what a file's tests compiled.
+
+    A program on a CPU holds some memory maps, of which Linux allows a process 65,530 in all; with
+    the programs of every file in one process the next one crashed.
+    """
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

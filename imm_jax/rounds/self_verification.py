@@ -16,6 +16,12 @@ VERDICT = re.compile(
     r"(correct|incorrect|not correct)\b",
     re.IGNORECASE,
 )
+# "I don't think that the answer is correct": all in one clause.
+DOUBT = re.compile(
+    r"n['’]t\b|\b(?:not|cannot|never|hardly|unlikely|(?<!no )(?<!without )doubt(?:ful)?)\b",
+    re.IGNORECASE,
+)
+CLAUSE_END = re.compile(r"[.,;:!?\n]|\b(?:and|but|so)\b", re.IGNORECASE)
 TEXT = """Here is a question and a proposed solution. Is the solution right?
 
 The question is: {question}
@@ -60,5 +66,8 @@ def _share(responses: Sequence[str]) -> float:
 
 def _says_correct(response: str) -> bool:
     """Whether the last verdict is "correct": a check on the way may say more than one."""
-    verdicts = VERDICT.findall(response)
-    return bool(verdicts) and verdicts[-1].lower() == "correct"
+    *_, last = (None, *VERDICT.finditer(response))
+    if last is None or last[1].lower() != "correct":
+        return False
+    clause = CLAUSE_END.split(response[: last.start()])[-1]
+    return not DOUBT.search(clause)

@@ -10,6 +10,7 @@ import pytest
 from imm_jax.config import RunConfig
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from imm_jax.rounds.run import run
 from imm_jax.settings import build
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
@@ -104,3 +105,10 @@ def settings(taught, tmp_path_factory):
 
     make.plain = plain
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(settings, tmp_path_factory):
+    """A run that was never interrupted, with everything kept: its folder and its rows."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run(settings(keep="all"), folder)
