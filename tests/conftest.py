@@ -63,6 +63,17 @@ TINY_FAMILIES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """More than half the time of most tests is XLA optimising programs that run for a millisecond.
+
+    Rooms whose tests are about the optimised program have a fixture of this name that does nothing.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def no_programs_of_other_files():
     """Frees what a file's tests compiled.
 

@@ -40,7 +40,7 @@ CHOICES = {
     "optimizer": ("adamw", "adafactor"),
     "remat_policy": ("full", "minimal"),
     "mu_dtype": ("float32", "bfloat16"),
-    "compute_dtype": ("float32", "bfloat16", "float16"),
+    "compute_dtype": ("float32", "bfloat16"),
 }
 
 
@@ -99,7 +99,8 @@ class TrainingConfig:
         attention, which keeps several times as much (``imm-jax plan`` says how much) and is faster
         but where products are cheap: with bfloat16 ones on a CPU ``full`` was.
       compute_dtype: of matrix products and, but on CPU, of activations; weights, optimizer state,
-        norms, softmax and loss are float32.
+        norms, softmax and loss are float32. Not float16, whose gradients vanish unless the loss is
+        scaled.
       loss_chunk: response tokens whose logits exist at one time; None: 128 on CPU, else 2048.
       save_every_steps: how often the state is saved, where a checkpoint folder is given.
       lora: train adapters of this kind and leave the parameters as they are; None: train them all.
@@ -125,7 +126,7 @@ class TrainingConfig:
     bucket: int = 32
     remat: bool = True
     remat_policy: Literal["full", "minimal"] = "full"
-    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     loss_chunk: int | None = None
     save_every_steps: int = 50
     max_skipped: int = 3

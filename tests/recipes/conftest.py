@@ -11,6 +11,11 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Not here: golden files and mergekit's merges are compared with the optimised program."""
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     """A folder of tiny Llamas: ``base``, its kin ``one`` and ``two``, in several files each.

@@ -1,18 +1,9 @@
-import jax
 import numpy as np
 import pytest
 
 from imm_jax.models.decoder import Decoder
 from imm_jax.training.batching import Sequence
 from imm_jax.training.config import TrainingConfig
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Half the time of these tests is XLA optimising programs that run for a millisecond."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

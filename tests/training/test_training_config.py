@@ -39,6 +39,7 @@ def test_the_defaults_are_the_papers_values():
         ("remat_policy", "some", "one of full, minimal"),
         ("packing", 1, "true or false"),
         ("compute_dtype", "float8", "float32, bfloat16"),
+        ("compute_dtype", "float16", "float32, bfloat16"),
         ("optimizer", "adamw_8bit", "adamw, adafactor"),
         ("mu_dtype", "float16", "float32, bfloat16"),
         ("loss_chunk", 0, "at least 1"),
