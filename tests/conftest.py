@@ -69,7 +69,9 @@ def quick_compilation():
     Rooms whose tests are about the optimised program have a fixture of this name that does nothing.
     """
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in processes that tests start
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 

@@ -76,12 +76,11 @@ def in_two_processes(code: str, folder: object) -> Iterator[Callable[[], list[tu
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    quick = environment(2) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    quick |= {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+    cached = environment(2) | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(folder), str(port), str(number)],
-            env=quick,
+            env=cached,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

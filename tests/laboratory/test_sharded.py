@@ -13,7 +13,6 @@ from imm_jax.rounds.compiled import Language, Member, Program, Questions, sweep
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.training.config import TrainingConfig
 
-jax.config.update("jax_disable_most_optimizations", True)
 config = dataclasses.replace(LLAMA, vocab_size=16, num_hidden_layers=1)
 params = jax.tree.map(jnp.asarray, draw(config))
 # Right is what begins with an even token, so that a random model has something to learn.

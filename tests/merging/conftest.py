@@ -1,3 +1,5 @@
+"""What the tests of merging have of their own."""
+
 import pytest
 
 

@@ -17,7 +17,6 @@ from imm_jax.rounds.run import run
 from imm_jax.config import load_config
 from pathlib import Path
 
-jax.config.update("jax_disable_most_optimizations", True)
 config, place = sys.argv[1], Path(sys.argv[2])
 assert main(["run", config, "--output", str(place / "alone")]) == 0
 argv = ["run", config, "--mesh", "data=2,fsdp=4", "--output", str(place / "many")]

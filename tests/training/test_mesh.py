@@ -23,7 +23,6 @@ config = TrainingConfig(
     learning_rate=1e-2, epochs=2, batch_size=8, micro_batch_size=1, max_length=32, bucket=8,
     loss_chunk=4, weight_decay=0.1)
 
-jax.config.update("jax_disable_most_optimizations", True)  # half the time is compilation
 for text, changes, fitting in (
     ("data=2,fsdp=4", {}, config),
     ("data=2,fsdp=2,tensor=2", {"tie_word_embeddings": True, "qkv_bias": True},
