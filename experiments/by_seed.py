@@ -4,9 +4,9 @@
         experiments/results/schedules/metrics*.jsonl --output experiments/results/schedules/by_seed
 
 The runs must have asked the same questions: a figure that stands in two of them must be the same in
-both. For each two arms, the mean difference over the seeds that both have, after the last round,
-with its t interval of 95 %, which says how far seeds differ; questions are the same for all, so it
-does not say how far other questions would. Writes OUTPUT.json and OUTPUT.png.
+both. For each two arms, the mean difference over the seeds that both have, after the last round
+that all arms have, with its t interval of 95 %, which says how far seeds differ; questions are the
+same for all, so it does not say how far other questions would. Writes OUTPUT.json and OUTPUT.png.
 """
 
 import argparse
@@ -51,11 +51,14 @@ def join(runs: dict[str, list[dict]], arms: Sequence[str] | None = None) -> list
     """The rows of several runs, by the runs' names, as those of one: each figure once.
 
     Raises:
-      InputError: a figure stands in two runs and differs; or an arm is in none of them.
+      InputError: a figure stands in two runs and differs; an arm is in none of them, or there is
+        none; a row is not of a run's metrics.
     """
     joined: dict[tuple, dict] = {}
     for name, rows in runs.items():
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            if missing := {"seed", "round", "arm", "tasks"} - row.keys():
+                raise InputError(f"{name}:{number}: no {min(missing)}, expected metrics of a run")
             place = (row["seed"], row["round"], row["arm"])
             same = joined.setdefault(place, row)
             if same["tasks"] != row["tasks"]:
@@ -63,6 +66,8 @@ def join(runs: dict[str, list[dict]], arms: Sequence[str] | None = None) -> list
                 raise InputError(f"{name}: round {t} of {arm}, seed {seed}, has other scores there "
                                  "than in a file before: other questions or settings")  # fmt: skip
     rows = [joined[place] for place in sorted(joined, key=lambda place: place[:2])]
+    if not arms_of(rows):
+        raise InputError(f"{', '.join(runs)}: no round of any arm, expected metrics of a run")
     for arm in arms or ():
         if arm not in arms_of(rows):
             raise InputError(f"--arms {arm}: not in {', '.join(runs)}: {', '.join(arms_of(rows))}")
@@ -70,8 +75,8 @@ def join(runs: dict[str, list[dict]], arms: Sequence[str] | None = None) -> list
 
 
 def differences(rows: Sequence[dict]) -> dict:
-    """The arms' accuracies after the last round, and the differences of each two over seeds."""
-    last = max(row["round"] for row in rows)
+    """Accuracies after the last round that all arms have, and the arms' differences over seeds."""
+    last = min(max(r["round"] for r in rows if r["arm"] == arm) for arm in arms_of(rows))
     scores = {
         (r["arm"], r["seed"]): {k: r.get(k) for k in KINDS} for r in rows if r["round"] == last
     }

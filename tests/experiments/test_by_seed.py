@@ -36,6 +36,24 @@ def test_differences_are_those_of_the_seeds_that_both_arms_have():
         assert pair["difference"] == pytest.approx((mean, interval.low, interval.high))
 
 
+def test_a_longer_run_is_compared_where_the_shorter_ends():
+    longer = join({"one": [*FIRST, row(0, 3, "imm", 9, 9)], "two": SECOND})
+    assert differences(longer) == differences(join({"one": FIRST, "two": SECOND}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "one: no round of any arm"),
+        ([row(0, 0, "base", 5, 5)], "one: no round of any arm"),
+        ([row(0, 0, "base", 5, 5), {"seed": 0, "round": 1, "tasks": {}}], "one:2: no arm"),
+    ],
+)
+def test_what_are_no_metrics_is_refused(rows, message):
+    with pytest.raises(InputError, match=message):
+        join({"one": rows})
+
+
 def test_a_figure_of_two_runs_must_be_the_same_and_counts_once():
     assert len(join({"one": FIRST, "two": SECOND})) == len(FIRST) + len(SECOND) - 1
     other = [row(0, 2, "imm", 6, 4)]
