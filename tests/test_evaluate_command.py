@@ -103,7 +103,8 @@ def test_evaluate_with_samples_and_another_model(model, command, tmp_path):
     decoder, params = load_model(model)
     params["lm_head"]["kernel"] = np.zeros_like(params["lm_head"]["kernel"])
     save_model("mute", decoder, params, tokenizer=load_tokenizer(model))
-    argv = ("evaluate", model, "sums.jsonl", *GREEDY, "--samples", "3", "--output", "scores.json")
+    drawn = (*PLAIN, "--temperature", "0.5", "--samples", "3", "--seed", "5")
+    argv = ("evaluate", model, "sums.jsonl", *drawn, "--output", "scores.json")
     printed = command(*argv, "--compare", "mute").splitlines()
     assert printed[0] == str(model) and printed[1].split()[6:9] == ["pass@2", "pass@3", "majority"]
     words = printed[2].split()
@@ -139,3 +140,36 @@ def test_evaluate_by_log_likelihood(model, command, tmp_path):
     found = report["tasks"]["pick"]
     assert found["accuracy"] == found["normalised"]["accuracy"] == 0.5
     assert found["questions"] == 2 and "truncated" not in found
+
+
+def test_the_json_says_how_to_score_the_same_again(model, command):
+    argv = ("evaluate", model, "mine.jsonl", *GREEDY, "--rule", "any", "--output", "scores.json")
+    command(*argv)
+    report = json.loads(Path("scores.json").read_text())
+    assert report["style"].startswith("plain/") and report["shots"] == 8
+    assert (report["rule"], report["samples"], report["seed"]) == ("any", 1, 0)
+    assert report["sampling"]["temperature"] == 0 and report["sampling"]["max_new_tokens"] == 16
+    assert report["model"]["source"] == model and report["model"]["fingerprint"]
+    assert report["sources"] == {"mine": "jsonl:mine.jsonl"}
+    # Who has the verdicts can compare with another model later.
+    assert list(report["verdicts"]["mine"].values()).count(True) == 3
+    before = report["questions"]["mine"]
+    write_questions(Path("mine.jsonl"), 5)
+    command(*argv)
+    assert json.loads(Path("scores.json").read_text())["questions"]["mine"] != before
+
+
+def test_what_cannot_be_read_is_counted_and_another_rule_reads_it(model, command):
+    """The model says "The answer is 7": marked for a number, no option for a choice."""
+    rows = [{"id": "a", "question": "What is 3 plus 4?", "choices": ["6", "8"], "answer": "A"}]
+    Path("pick.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = [row.split() for row in command("evaluate", model, "pick.jsonl", *GREEDY).splitlines()]
+    assert table[0][-2:] == ["truncated", "unread"] and table[1][-1] == "1.000"
+    table = [row.split() for row in command("evaluate", model, "mine.jsonl", *GREEDY).splitlines()]
+    assert table[1][-1] == "0.000"
+
+
+def test_samples_that_are_all_the_same_are_refused(model, capsys):
+    assert main(["evaluate", model, "mine.jsonl", "--samples", "4"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: --samples: 4") and "--temperature above 0" in message

@@ -113,3 +113,10 @@ def test_paired_bootstrap_draws_questions_in_tasks_and_seeds_together():
     _, low, high = paired_bootstrap([np.repeat(seeds, 7, 1), np.repeat(seeds, 9, 1)])
     assert (high - low) / 2 == pytest.approx(1.96 * seeds.std() / 40**0.5, rel=0.1)
     assert paired_bootstrap([np.zeros((2, 5))]) == (0, 0, 0)
+
+
+def test_an_end_at_zero_is_zero():
+    """Not the 3e-18 that sums of floats leave of it, which would count as a clear difference."""
+    rng = np.random.default_rng(0)
+    scores = rng.choice([-1.0, 0.0, 1.0], p=[0.12, 0.72, 0.16], size=(5, 64))
+    assert paired_bootstrap([scores], draws=2000)[1] == 0.0

@@ -200,6 +200,11 @@ def is_vanilla(arm: dict) -> bool:
 
 def sentences(run: Run, compared: Sequence[Compared]) -> list[str]:
     """What the run supports: the first comparison, and the one of the other kind of accuracy."""
+    if not compared and run.last:
+        return [
+            f"The answers of round {run.last} are not in the run's folder, so arms cannot be "
+            "compared question by question; their accuracies are below."
+        ]
     if not compared:
         return ["No round is finished by every arm, so there is nothing to compare yet."]
     first = compared[0]

@@ -35,6 +35,7 @@ class TaskScore:
       questions: how many.
       samples: answers to each question.
       truncated: share of answers that ran into the token limit; None where none was generated.
+      unread: share of responses in which no answer was found, counted as wrong; None likewise.
       pass_at_k: for some k the mean over questions of :func:`imm_jax.statistics.pass_at_k`; empty
         with one sample a question.
       pass_at_k_interval: for the same k its 95 % bootstrap interval, over questions.
@@ -49,6 +50,7 @@ class TaskScore:
     questions: int
     samples: int = 1
     truncated: float | None = None
+    unread: float | None = None
     pass_at_k: dict[int, float] = dataclasses.field(default_factory=dict)
     pass_at_k_interval: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
     majority: Share | None = None
@@ -86,6 +88,7 @@ def score_answers(answers: Sequence[Answer], answer_type: str) -> TaskScore:
         "questions": plain.questions,
         "samples": samples,
         "truncated": plain.truncated,
+        "unread": sum(answer.answer is None for answer in answers) / len(answers),
     }
     if samples > 1:
         right = [sum(answer.correct for answer in row) for row in rows]
@@ -160,7 +163,8 @@ def score_table(scores: Mapping[str, TaskScore]) -> str:
     one = next(iter(scores.values()))
     extra = [f"pass@{k}" for k in one.pass_at_k if k > 1]
     extra += ["majority"] if one.majority else []
-    extra += ["truncated"] if one.truncated is not None else []
+    shares = [name for name in ("truncated", "unread") if getattr(one, name) is not None]
+    extra += shares
     extra += ["normalised", "95 % interval"] if one.normalised else []
     lines = [["task", "accuracy", "95 % interval", "questions", *extra]]
     for name, found in scores.items():
@@ -171,7 +175,7 @@ def score_table(scores: Mapping[str, TaskScore]) -> str:
             if k > 1
         ]
         cells += [" ".join(_cells(found.majority))] if found.majority else []
-        cells += [f"{found.truncated:.3f}"] if found.truncated is not None else []
+        cells += [f"{getattr(found, name):.3f}" for name in shares]
         lines.append(cells + (_cells(found.normalised) if found.normalised else []))
     if len(scores) > 1:
         lines.append(["mean", *_cells(mean_score(list(scores.values())))])

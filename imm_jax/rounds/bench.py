@@ -15,7 +15,7 @@ from imm_jax.rounds.costs import Meter
 from imm_jax.rounds.flops import PromptTokens, prompt_tokens, ranking_flops
 from imm_jax.rounds.stages import Later
 from imm_jax.sampling.engine import check_lengths
-from imm_jax.tasks.prompts import training_style
+from imm_jax.tasks.prompts import prompt_version, training_style
 from imm_jax.tasks.types import Task
 
 
@@ -80,6 +80,14 @@ def check_prompts(bench: Bench) -> dict[tuple[str, str], PromptTokens]:
         lengths[task.name, split] = found
     make_prompts(practised, practised.train, train_style(config), 0, bench.tokenizer)
     return lengths
+
+
+def prompt_versions(config: RunConfig) -> dict[str, str]:
+    """The prompt styles of a run with their versions, by what they are for."""
+    data = config.data
+    styles = {"sample": data.sample_style, "evaluate": data.evaluate_style}
+    styles["train"] = train_style(config)
+    return {use: prompt_version(style) for use, style in styles.items()}
 
 
 def train_style(config: RunConfig) -> str:

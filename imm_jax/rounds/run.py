@@ -21,7 +21,7 @@ from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import identify, resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
-from imm_jax.rounds.bench import Bench, check_prompts
+from imm_jax.rounds.bench import Bench, check_prompts, prompt_versions
 from imm_jax.rounds.costs import Meter, stage_figures
 from imm_jax.rounds.judge import MAKERS
 from imm_jax.rounds.output import (
@@ -173,6 +173,7 @@ def load_bench(
     record |= {
         "tasks": {task.name: task.source for task in tasks},
         QUESTIONS: {task.name: questions_hash(task) for task in tasks},
+        "prompts": prompt_versions(config),
         "imm_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,

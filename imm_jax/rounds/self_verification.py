@@ -12,9 +12,11 @@ from imm_jax.tasks.types import Example
 VERSION = 1  # raised when the text changes
 # "Check whether the answer is correct" says nothing yet.
 VERDICT = re.compile(
-    r"(?<!\bif )(?<!\bwhether )\b(?:the|final) answer is\W+(?:indeed\W+)?"
-    r"(correct|incorrect|not correct)\b",
-    re.IGNORECASE,
+    r"(?:(?<!\bif )(?<!\bwhether )(?<!\bthe )(?<!\bthis )"
+    r"\b(?:(?:the|this)(?: (?:final|proposed))?|final|proposed) (?:answer|solution)"
+    r"(?: (?:of )?[$0-9.,]+)? is\W+(?:indeed\W+)?|^\W*(?:answer|verdict)\W*:\W*)"
+    r"(correct|right|incorrect|wrong|not (?:correct|right))\b",
+    re.IGNORECASE | re.MULTILINE,
 )
 # "I don't think that the answer is correct": all in one clause.
 DOUBT = re.compile(
@@ -67,7 +69,7 @@ def _share(responses: Sequence[str]) -> float:
 def _says_correct(response: str) -> bool:
     """Whether the last verdict is "correct": a check on the way may say more than one."""
     *_, last = (None, *VERDICT.finditer(response))
-    if last is None or last[1].lower() != "correct":
+    if last is None or last[1].lower() not in ("correct", "right"):
         return False
     clause = CLAUSE_END.split(response[: last.start()])[-1]
     return not DOUBT.search(clause)

@@ -20,16 +20,19 @@ from imm_jax.tasks.normalize import (
 )
 from imm_jax.tasks.types import Example, Grade, Task, check_answer_type
 
-# first: what follows the first "The answer is"; small models go on talking after it. last: the
-# paper's rule, the last number after the last "The answer is". any: first, and where the response
-# never says "The answer is", the last candidate in it.
+# first: what follows the first marker ("The answer is"); small models go on talking after it. last:
+# the paper's rule, the last number after the last marker. any: first, and where nothing marks an
+# answer, the last candidate in the response.
 RULES = ("first", "last", "any")
 
-# The second counts only where the first never occurs: "the final answer is 3 * 5 = ..." may come
+# Each counts only where those before it never occur: "the final answer is 3 * 5 = ..." may come
 # in the middle of a solution.
 MARKERS = (
     re.compile(r"\bthe answer is\b[ \t]*:?", re.IGNORECASE),
-    re.compile(r"\b(?:final|correct|right) answer is\b[ \t]*:?", re.IGNORECASE),
+    re.compile(
+        r"\b(?:final|correct|right|best) (?:answer|option|choice) is\b[ \t]*:?", re.IGNORECASE
+    ),
+    re.compile(r"^\W*(?:final )?answer\W*:|^####", re.IGNORECASE | re.MULTILINE),
 )
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K writes 2*3=<<2*3=6>>6
 # A full stop that ends a sentence, not one after an initial or in "Dr. Li" and "Rs. 20".
@@ -40,6 +43,8 @@ PARENTHESISED = re.compile(r"\(([A-Za-z])\)|^\W*(?:(?:option|choice|letter)\s+)?
 BARE_LETTER = re.compile(
     r"^\W*(?:(?:option|choice|letter)\s+)?([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE
 )
+ALONE = re.compile(r"\W*(?:(?:option|choice|letter)\s+)?([A-Za-z])\W*", re.IGNORECASE)
+APPROVED = re.compile(r"\b(?:option|choice)?\s*\(?([A-Z])\)? is (?:the )?(?:correct|right|best)\b")
 OPTION_END = re.compile(r"[.!?:)\]]*(?:\s|$)")  # canonical text ends without these
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # as reasoning-gym's own prompts ask
 
@@ -72,6 +77,8 @@ def extract(
     if answer_type == "reasoning_gym":
         return _whole(response, markers[-1 if rule == "last" else 0] if markers else None)
     read, fallback = READERS[answer_type]
+    if not markers and answer_type != "math" and (apart := _set_apart(response)):
+        return read(apart, choices)
     if markers:
         tail = response[markers[-1 if rule == "last" else 0].end() :]
         if answer_type == "number" and rule == "last":
@@ -80,6 +87,12 @@ def extract(
     if answer_type == "math":
         return last_boxed(response) or (fallback(response, choices) if rule == "any" else None)
     return fallback(response, choices) if rule == "any" else None
+
+
+def _set_apart(response: str) -> str | None:
+    """What the response puts into a box, or between the tags that some prompts ask for."""
+    tagged = TAGGED.findall(response)
+    return tagged[-1] if tagged else last_boxed(response)
 
 
 def is_correct(task: Task | str, response: str, example: Example, *, rule: str = "first") -> bool:
@@ -190,9 +203,21 @@ def _choice(tail: str, choices: Sequence[str] | None) -> str | None:
 
 
 def _last_letter(text: str, choices: Sequence[str] | None) -> str | None:
+    """The last letter in parentheses, or called correct; else what a line of its own names."""
     letters = option_letters(len(choices or ()) or 26)
-    found = [letter for letter in re.findall(r"\(([A-Z])\)", text) if letter in letters]
-    return found[-1] if found else None
+    for named in (re.compile(r"\(([A-Z])\)"), APPROVED):
+        found = [letter for letter in named.findall(text) if letter in letters]
+        if found:
+            return found[-1]
+    options = {canonical_text(untexted(text)): letter
+               for letter, text in zip(letters[::-1], (choices or ())[::-1])}  # fmt: skip
+    for line in reversed([line for line in text.split("\n") if line.strip()]):
+        if (letter := options.get(canonical_text(line))) is not None:
+            return letter
+        if (found := ALONE.fullmatch(line)) and found[1].upper() in letters:
+            return found[1].upper()
+    first = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)  # "Yes, it is."
+    return options.get(first[1].lower()) if first else None
 
 
 def _first_alike(read: Callable) -> Callable:

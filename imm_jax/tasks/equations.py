@@ -10,6 +10,8 @@ TIMES = re.compile(r"\\(?:times|cdot|div)\b|(?<=[\s0-9])(?:[xX](?=[\s0-9$])|of(?
 # "apples" or "miles per hour" between a number and an operator; conjunctions begin something else.
 WORD = r"(?!(?:and|as|because|but|if|or|since|so|when|where)\b)[A-Za-z]++"
 OPERATION = re.compile(r"\s*[-+*/×÷]\s*[$(]?[0-9]")
+SPELT = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
+OPERATOR = re.compile(rf"(?<!\\)\b(?:{'|'.join(SPELT)})\b", re.IGNORECASE)
 UNIT = re.compile(
     rf"(?<=[0-9)%])(?:\s*+/?(?:{WORD}|\\text\{{[^{{}}]*+\}})){{1,3}}+(?=\)?(?:\s*=|{OPERATION.pattern}))"
 )
@@ -25,7 +27,9 @@ def stated_number(text: str) -> Fraction | None:
     """
     text = plain(text)
     line = next((line for line in text.split("\n") if NUMBER.search(line)), "")
-    sentence = UNIT.sub("", TIMES.sub("*", FULL_STOP.split(line, maxsplit=1)[0]))
+    sentence = FULL_STOP.split(line, maxsplit=1)[0]
+    sentence = OPERATOR.sub(lambda word: SPELT[word.group().lower()], sentence)
+    sentence = UNIT.sub("", TIMES.sub("*", sentence))
     equation = EQUATION.match(sentence)
     right = sentence[equation.end() :] if equation else ""
     result = NUMBER.search(right)

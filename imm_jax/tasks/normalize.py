@@ -1,23 +1,32 @@
 """Canonical forms of answers: two answers of a type are equal when their canonical forms are."""
 
 import re
+import unicodedata
 from fractions import Fraction
 
 # Longer digit strings are babble, and Python refuses to convert them past 4300 digits.
 MAX_DIGITS = 60
 
 # A minus is a sign only where no number ends before it: "5-10" holds 5 and 10, "is -10" holds -10.
+# A space parts thousands only in round ones: "3 150 ml bottles" are three bottles.
 NUMBER = re.compile(
     r"""(?<![A-Za-z0-9_])(?<![0-9]\.)
-    (?P<sign>(?<![0-9)%])(?<![0-9)%]\s)[-+]\s?)?[$€£]?\s?(?P<inner_sign>(?<=[$€£])-)?
-    (?P<body>(?:[0-9]{1,3}(?:[,\u00a0\u202f][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)
+    (?P<sign>(?<![0-9)%])(?<![0-9)%]\s)(?:[-+]\s?|(?i:minus|negative)\s))?
+    [$€£]?\s?(?P<inner_sign>(?<=[$€£])-)?
+    (?P<body>(?:[0-9]{1,3}(?:(?:[,\u00a0\u2009\u202f][0-9]{3})+|(?:[ ][0-9]{3})*[ ]000)(?![0-9])
+      |[0-9]+)(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)
     (?:
         [eE](?P<exponent>[-+]?[0-9]{1,2})(?![0-9])
+      | (?<![0-9.,]10)(?<=10)\^\{?(?P<power>[0-9]{1,2})(?![0-9])\}?
+      | \s?(?:\\times|\\cdot|[x×*])\s?10\^\{?(?P<tens>-?[0-9]{1,2})(?![0-9])\}?
+      | \s(?P<scale>(?i:thousand|million|billion|trillion))\b
       | /(?P<denominator>[0-9]+)(?![0-9]|\.[0-9])
       | \s(?P<top>[0-9]+)/(?P<bottom>[0-9]+)(?![0-9]|\.[0-9])
     )?""",
     re.VERBOSE,
 )
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # ½ and the like
 
 FLOAT = re.compile(r"-?[0-9]{1,6}\.[0-9]{10,20}")  # a float's 15 to 17 significant digits
 LARGEST_DENOMINATOR = 1000
@@ -47,11 +56,17 @@ def plain(text: str) -> str:
     """``text`` with LaTeX spacing, fractions and minus signs in plain characters."""
     for old, new in PLAIN.items():
         text = text.replace(old, new)
+    text = VULGAR_FRACTION.sub(lambda one: " " + _in_ascii(one.group()), text)
     return LATEX_FRACTION.sub(r" \1\2/\3\4", text)  # the space: 1\frac{4}{5} is 1 4/5, not 14/5
 
 
+def _in_ascii(fraction: str) -> str:
+    return unicodedata.normalize("NFKC", fraction).replace("\u2044", "/")
+
+
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of one number: ``1,234``, ``-$5.50``, ``3/4``, ``1 1/2``, ``50%`` (as 50).
+    """The exact value of one number: ``1,234``, ``-$5.50``, ``3/4``, ``1 1/2``, ``50%`` (as 50),
+    ``2 million``, ``1.5 x 10^3``.
 
     None where ``text`` is anything but one number, divides by zero or is absurdly long.
     """
@@ -70,17 +85,21 @@ def _value(found: re.Match) -> Fraction | None:
     if sum(map(str.isdigit, found.group())) > MAX_DIGITS:
         return None
     part = found.groupdict()
-    value = Fraction(re.sub(r"[,\u00a0\u202f]", "", part["body"]))
+    value = Fraction(re.sub(r"[,\s]", "", part["body"]))
     try:
-        if part["exponent"]:
-            value *= Fraction(10) ** int(part["exponent"])
+        if exponent := part["exponent"] or part["tens"]:
+            value *= Fraction(10) ** int(exponent)
+        elif part["power"]:
+            value **= int(part["power"])
+        elif part["scale"]:
+            value *= SCALES[part["scale"].lower()]
         elif part["denominator"]:
             value /= int(part["denominator"])
         elif part["bottom"]:
             value += Fraction(int(part["top"]), int(part["bottom"]))
     except ZeroDivisionError:
         return None
-    negative = "-" in (part["sign"] or "") + (part["inner_sign"] or "")
+    negative = part["inner_sign"] or (part["sign"] or "+")[0] in "-mMnN"
     return -value if negative else value
 
 

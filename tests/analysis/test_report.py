@@ -224,6 +224,8 @@ def test_a_run_under_way_says_so():
     found = read(page([run]))
     assert "not finished: 2 of 3 results" in found.text("note")
     assert "nothing to compare yet" in found.text("verdict")
+    without = read(page([make_run(answers={})]))
+    assert "answers of round 1 are not in the run's folder" in without.text("verdict")
     only = read(page([make_run(rows=[row("base")], answers={})]))
     assert only.count("article") == 0 and only.count("svg") > 0
 

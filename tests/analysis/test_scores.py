@@ -133,12 +133,13 @@ def test_over_several_tasks_each_weighs_the_same():
 def test_the_table_has_the_columns_that_the_scores_have():
     many, one = score_answers(ROWS, "number"), score_answers(answers(a="A"), "number")
     lines = score_table({"sums": many, "dates": many}).splitlines()
-    assert lines[0].split()[-4:] == ["pass@2", "pass@4", "majority", "truncated"]
+    assert lines[0].split()[-5:] == ["pass@2", "pass@4", "majority", "truncated", "unread"]
     # Without a right one among two draws: 1/6, 1/2, 1, 1/6.
     words = lines[1].split()
-    assert [words[i] for i in (-10, -7, -4, -1)] == ["0.542", "0.750", "0.250", "0.062"]
+    shares = ["0.062", "0.312"]  # five of the 16 say nothing
+    assert [words[i] for i in (-11, -8, -5, -2, -1)] == ["0.542", "0.750", "0.250", *shares]
     low, high = many.pass_at_k_interval[4]
-    assert words[-6:-4] == [f"[{low:.3f},", f"{high:.3f}]"]
-    assert words[-3:-1] == [f"[{many.majority.low:.3f},", f"{many.majority.high:.3f}]"]
+    assert words[-7:-5] == [f"[{low:.3f},", f"{high:.3f}]"]
+    assert words[-4:-2] == [f"[{many.majority.low:.3f},", f"{many.majority.high:.3f}]"]
     assert lines[3].split()[:2] == ["mean", "0.312"]
     assert len(score_table({"sums": one}).splitlines()) == 2
