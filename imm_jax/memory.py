@@ -234,10 +234,14 @@ def merge_bytes(work: Workload) -> int:
 def plan(work: Workload) -> dict[str, dict[str, int]]:
     """Bytes on each device by phase of a round and by what they hold.
 
-    Models are counted as a round holds them: the original and the one it began with, and from the
-    merge on the tuned and the merged one too.
+    Models are counted as a round holds them. On CPU: the original and the one it began with, and
+    from the merge on the tuned and the merged one too. Elsewhere those that a step does not need
+    wait in the host's memory: one answers, one is trained (in its float32 copy, or beside LoRA's
+    adapters), and two are merged into a third.
     """
     model = param_bytes(work, work.weights)
+    counts = (2, 2, 4, 4) if work.on_cpu else (1, int(work.training.lora is not None), 3, 1)
+    sample, train, merge, evaluate = ({"models": n * model} if n else {} for n in counts)
 
     def sampling(config: SamplingConfig) -> dict[str, int]:
         return {
@@ -255,10 +259,10 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
         "gathered layers": gathered_bytes(work),
     }
     return {
-        "sample": {"models": 2 * model, **sampling(work.sampling)},
-        "train": {"models": 2 * model, **training},
-        "merge": {"models": 4 * model, "merge temporaries": merge_bytes(work)},
-        "evaluate": {"models": 4 * model, **sampling(work.evaluation)},
+        "sample": {**sample, **sampling(work.sampling)},
+        "train": {**train, **training},
+        "merge": {**merge, "merge temporaries": merge_bytes(work)},
+        "evaluate": {**evaluate, **sampling(work.evaluation)},
     }
 
 

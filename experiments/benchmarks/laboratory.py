@@ -86,7 +86,7 @@ def host_run(bench: Bench, params, member: Member, rounds: int) -> tuple[float, 
             }
             place = Stages(Path(folder) / f"round-{t}")
             current, figures = improve(
-                t, arm, params, current, dataclasses.replace(tools, **timed),
+                t, arm, Later(lambda: params), current, dataclasses.replace(tools, **timed),
                 jax.random.key(member.seed), place, place,
             )  # fmt: skip
             scores.append(figures["in_domain"])
@@ -96,9 +96,9 @@ def host_run(bench: Bench, params, member: Member, rounds: int) -> tuple[float, 
 
 
 def _timed(call, name: str, parts: dict):
-    def wrapped(*args):
+    def wrapped(*args, **options):
         started = time.perf_counter()
-        result = jax.block_until_ready(call(*args))
+        result = jax.block_until_ready(call(*args, **options))
         parts[name] += time.perf_counter() - started
         return result
 

@@ -94,10 +94,10 @@ def run(
         meter = Meter(_peak_flops(config, peak_flops), traces)
         bench, base, record = load_bench(config, tasks, should_stop, meter)
         hosts.from_primary(lambda: check_record(output, record))
-        params = base()
+        base()  # a model that cannot be read is refused before anything is written
         hosts.from_primary(lambda: write_record(output, config, record))
         rows = []
-        for row in run_seeds(bench, params, output):
+        for row in run_seeds(bench, base, output):
             rows.append(row)
             if hosts.is_primary():
                 write_metrics(output, rows)
@@ -213,14 +213,15 @@ def open_bench(
     return bench, Later(read), identify(resolved)
 
 
-def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:
+def run_seeds(bench: Bench, base: Later[PyTree], output: Path) -> Iterator[dict]:
     """Yields the figures of each seed, round and arm, and writes the final model."""
     config = bench.config
     started = time.monotonic()
     original = Stages(output / "base", bench.meter)
     with original.measure("evaluate"):
         zero = original.values(
-            "scores", lambda: {**evaluate_tasks(bench, base, original, "original"), "distance": 0.0}
+            "scores",
+            lambda: {**evaluate_tasks(bench, base(), original, "original"), "distance": 0.0},
         )
     zero["stages"] = stage_figures(original.folder, ("evaluate",))
     for seed in config.seeds:
@@ -229,10 +230,11 @@ def run_seeds(bench: Bench, base: PyTree, output: Path) -> Iterator[dict]:
     logger.info(f"done in {time.monotonic() - started:.0f} s")
 
 
-def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[dict]:
+def run_seed(bench: Bench, base: Later[PyTree], output: Path, seed: int) -> Iterator[dict]:
     """The rounds of all arms from one seed."""
     config, final = bench.config, list(bench.config.arms)[-1]
-    current = {arm: Later(lambda: base) for arm in config.arms}
+    current = {arm: Later(base) for arm in config.arms}
+    on_device = jax.default_backend() != "cpu"  # whose memory is not the host's
     for t in range(1, config.rounds + 1):
         place = output / f"seed-{seed}" / f"round-{t}"
         for name, arm in config.arms.items():
@@ -240,7 +242,9 @@ def run_seed(bench: Bench, base: PyTree, output: Path, seed: int) -> Iterator[di
             tools = make_tools(bench, seed, f"round {t} / {name}")
             key = jax.random.key(seed)
             before = current[name]
-            current[name], scores = improve(t, arm, base, before, tools, key, drawn, own, learned)
+            current[name], scores = improve(
+                t, arm, base, before, tools, key, drawn, own, learned, put_aside=on_device
+            )
             before.forget()
             if len(config.arms) > 1 and (t, name) != (config.rounds, final):
                 current[name].forget()  # other arms have their turn before it is asked for

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import jax
 from jaxtyping import PyTree
 
 from imm_jax import checkpoints, hosts
@@ -26,15 +27,27 @@ class Later(Generic[T]):
 
     def __init__(self, make: Callable[[], T]):
         self.make, self.made, self.value = make, False, None
+        self.places: list[jax.sharding.Sharding] | None = None  # of arrays that are put aside
 
     def __call__(self) -> T:
         if not self.made:
             self.value, self.made = self.make(), True
+        if self.places is not None:
+            leaves, tree = jax.tree.flatten(self.value)
+            self.value, self.places = tree.unflatten(jax.device_put(leaves, self.places)), None
         return self.value
+
+    def put_aside(self) -> None:
+        """Moves its arrays, if they are made, to the host's memory until it is next asked for."""
+        if self.made and self.places is None:
+            leaves, tree = jax.tree.flatten(self.value)
+            places = [leaf.sharding for leaf in leaves]
+            host = [place.with_memory_kind("pinned_host") for place in places]
+            self.value, self.places = tree.unflatten(jax.device_put(leaves, host)), places
 
     def forget(self) -> None:
         """Frees the value; the next call makes it again."""
-        self.made, self.value = False, None
+        self.made, self.value, self.places = False, None, None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,8 +80,12 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
         passed = passing(samples, config, **aids(current, t, stages))
         return {"verification": generation_verification_gap(samples, passed)._asdict()}
 
-    def fit_selected(params: PyTree, selected: Sequence[Answer], t: int, stages: Stages) -> PyTree:
+    def fit_selected(
+        params: PyTree, selected: Sequence[Answer], t: int, stages: Stages, donate: bool = False
+    ) -> PyTree:
         sequences, states = training_sequences(bench, selected), stages.folder / "fit"
+        if donate and bench.teacher is not None:
+            bench.teacher[1].put_aside()
         # Of one that goes on from a state this process does a part, so it has no speed.
         whole = hosts.from_primary(lambda: not any(states.glob("step_*")))
         tuned, stats = fit(
@@ -90,6 +94,7 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
             sequences,
             bench.config.training,
             seed=seed * 1000 + t,
+            donate=donate,
             checkpoints=states,
             label=f"{label}: fit",
             should_stop=bench.meter.watching(

@@ -38,6 +38,7 @@ def fit(
     config: TrainingConfig,
     *,
     seed: int,
+    donate: bool = False,
     checkpoints: str | Path | None = None,
     label: str = "fit",
     should_stop: Callable[[], bool] | None = None,
@@ -57,6 +58,8 @@ def fit(
       sequences: cut at ``config.max_length``; those with no response token left are dropped.
       config: hyperparameters.
       seed: of the order of the sequences, and of the adapters.
+      donate: ``params`` are not needed any more: where all are trained, their memory is freed once
+        the float32 copies are made.
       checkpoints: folder for the state every ``config.save_every_steps``, without parameters that
         are not trained; a call that finds one there goes on from it. None: nothing is saved.
       label: what the progress bar says.
@@ -96,6 +99,8 @@ def fit(
             hosts.from_primary(lambda: _claim(Path(checkpoints), mine))
             run.store = stack.enter_context(StepCheckpoints(checkpoints))
         run.begin(start)
+        if donate and config.lora is None:
+            jax.tree.map(lambda x: x.delete(), params)
         progress = stack.enter_context(Progress(label, total=len(batches), unit="step"))
         progress.update(run.step)
         run.train(train_step, progress, should_stop)

@@ -118,7 +118,7 @@ def host_rounds(guesser, arm, seed, folder):
 
         place = Stages(folder / f"round-{t}")
         current, figures = improve(
-            t, arm, params, current, dataclasses.replace(tools, select=select),
+            t, arm, Later(lambda: params), current, dataclasses.replace(tools, select=select),
             jax.random.key(seed), place, place,
         )  # fmt: skip
         scores.append(figures)

@@ -69,6 +69,19 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny, sequences,
     assert not np.array_equal(same["embed"]["embedding"], other["embed"]["embedding"])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_that_are_given_away_make_room_and_change_nothing(
+    dtype, tiny, sequences, config
+):
+    model, params = tiny
+    params = jax.tree.map(lambda x: jnp.array(x, dtype), params)
+    kept, _ = fit(model, params, sequences, config, seed=0)
+    new, _ = fit(model, params, sequences, config, seed=0, donate=True)
+    assert all(x.is_deleted() for x in jax.tree.leaves(params))
+    assert_equal(kept, new)
+    assert {x.dtype for x in jax.tree.leaves(new)} == {jnp.dtype(dtype)}
+
+
 def test_later_fine_tunes_compile_nothing(tiny, make_sequences, config):
     model, params = tiny
     fit_module._jitted_step.cache_clear()

@@ -42,6 +42,14 @@ def whole(tiny, sequences, config):
     return fit(*tiny, sequences, config, seed=0)
 
 
+def test_what_adapters_stand_beside_is_not_given_away(tiny, sequences, config, whole):
+    model, params = tiny
+    params = jax.tree.map(jnp.array, params)
+    new, _ = fit(model, params, sequences, config, seed=0, donate=True)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+    jax.tree.map(np.testing.assert_array_equal, new, whole[0])
+
+
 def test_a_fit_learns_in_the_layers_alone(tiny, sequences, config):
     model, params = tiny
     before = jax.tree.map(np.array, params)
