@@ -10,6 +10,7 @@ from imm_jax.errors import InputError, nearest
 from imm_jax.inputs import check_output, prompt_style
 
 RESULTS, PLOTS = "analysis.json", "analysis"
+CHANGES = {"layers_relative": "relative change", "layers": "change, L2 norm"}
 
 
 class Subject(NamedTuple):
@@ -62,7 +63,8 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
         correlations = analyses.put_correlations(record, found)
         newest = [r for r in changes if r.get("round") == changes[-1].get("round")]
         named = {text.name_of(row): row["layers_relative"] for row in newest}
-        plots.plot_layers(found, named, plot_at / "importance.png", title)
+        drawn = {label: text.by_model(newest, key) for key, label in CHANGES.items()}
+        plots.plot_layers(found, drawn, plot_at / "importance.png", title)
         print(text.layer_table(found, named), end="\n\n")
         if correlations:
             print(text.correlation_table(correlations), end="\n\n")

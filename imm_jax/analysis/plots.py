@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imm_jax.analysis.image import save_png
 
 LABELS = {
@@ -23,53 +25,55 @@ FIGURES = {
 
 def plot_layers(
     importance: Mapping[str, Sequence[float]],
-    changes: Mapping[str, Sequence[float]],
+    changes: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
     path: Path,
     title: str = "",
 ) -> None:
-    """Importance and relative change of each layer over depth, and one against the other.
+    """Importance and change of each layer over depth, and one against the other.
 
     Args:
       importance: for each measure a figure a layer, ``[L]``.
-      changes: for each model its change relative to the base, ``[L]``.
+      changes: by kind of change (``"relative change"``), for each model ``[seeds, L]``. Their mean
+        is drawn, with the least and the greatest around it.
       path: of the PNG.
       title: stands above.
     """
 
     def draw(plt) -> Any:
-        rows = max(1, len(importance))
+        rows = [(measure, kind) for measure in importance or [None] for kind in changes]
         figure, axes = plt.subplots(
-            rows, 2, figsize=(10, 3.4 * rows), squeeze=False, constrained_layout=True
+            len(rows), 2, figsize=(10, 3.4 * len(rows)), squeeze=False, constrained_layout=True
         )
-        for row, measure in zip(axes, importance or [None]):
-            depth, scatter = row
-            for name, values in changes.items():
+        for (measure, kind), (depth, scatter) in zip(rows, axes):
+            for name, seeds in changes[kind].items():
+                values = np.mean(seeds, axis=0)
                 layers = range(1, len(values) + 1)
-                depth.plot(layers, values, marker=".", label=name)
+                (line,) = depth.plot(layers, values, marker=".", label=name)
+                depth.fill_between(
+                    layers, np.min(seeds, axis=0), np.max(seeds, axis=0),
+                    color=line.get_color(), alpha=0.15,
+                )  # fmt: skip
                 if measure:
-                    scatter.scatter(importance[measure], values, s=16)
-            depth.set(xlabel="layer", ylabel="relative change")
+                    scatter.scatter(importance[measure], values, s=16, color=line.get_color())
+            depth.set(xlabel="layer", ylabel=kind)
             depth.grid(alpha=0.3)
             depth.set_ylim(bottom=0)
-            depth.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+            depth.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
             if measure:
                 other, values = depth.twinx(), importance[measure]
                 other.bar(range(1, len(values) + 1), values, color="0.85")
                 other.set_ylabel(f"{LABELS[measure]} (bars)")
                 other.set_zorder(depth.get_zorder() - 1)
                 depth.patch.set_visible(False)
-                scatter.set(xlabel=LABELS[measure], ylabel="relative change")
+                scatter.set(xlabel=LABELS[measure], ylabel=kind)
                 scatter.grid(alpha=0.3)
-                scatter.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+                scatter.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
                 if min(values) > 0 and max(values) > 20 * sorted(values)[len(values) // 2]:
                     scatter.set_xscale("log")
             else:
                 scatter.set_axis_off()
         figure.legend(
-            *axes[0, 0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=min(3, len(changes)),
-            fontsize=8,
+            *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
         )
         return figure
 

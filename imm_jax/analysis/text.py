@@ -101,6 +101,15 @@ def name_of(row: Mapping[str, Any]) -> str:
     return f"round {row['round']}, {row['arm']}{tuned}{seed}"
 
 
+def by_model(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Any]]:
+    """What rows hold under ``key``, a list over seeds for each model of a round."""
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        name = name_of(row | {"seed": 0}) if "round" in row else name_of(row)
+        found.setdefault(name, []).append(row[key])
+    return found
+
+
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
