@@ -1,21 +1,25 @@
-"""What the side-by-side benchmarks share: a peer in a process of its own, physical limits, JSON.
+"""What the side-by-side benchmarks share: a peer in a process of its own, medians, JSON.
 
 A peer is a script that imports torch or llama.cpp, so that the measuring process never does. It
 reads one JSON request a line from standard input and answers each with one JSON line.
 """
 
+import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+RESULTS = Path(__file__).parent / "results"
+DEVICES = ("cpu", "gpu")
 # Our faster remat policy on a CPU: cheap products are rather computed again than kept.
 CPU_REMAT = {"float32": "minimal", "bfloat16": "full"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Peer:
@@ -35,16 +39,20 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env=os.environ | OFFLINE,
             )
 
     def ask(self, **request) -> dict:
-        """The answer to a request; ends this program with the peer's last words where it died."""
+        """The answer to a request."""
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass
+        return self.answer()
+
+    def answer(self) -> dict:
+        """The next answer; ends this program with the peer's last words where it died."""
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
@@ -60,6 +68,46 @@ def serve(answer: Callable[..., dict]) -> None:
     """The peer's half: answers every request until there are no more."""
     for line in sys.stdin:
         print(json.dumps(answer(**json.loads(line))), flush=True)
+
+
+def jax_environment(device: str) -> dict[str, str]:
+    """What a process that computes with JAX on ``device`` is started with.
+
+    On a GPU it takes memory as it needs it: three quarters of it up front would leave a peer none.
+    """
+    if device == "cpu":
+        return {"JAX_PLATFORMS": "cpu"}
+    return {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+def use_device(device: str) -> None:
+    """The same for this process and those it starts; to be called before JAX is imported."""
+    os.environ.update(jax_environment(device))
+
+
+def in_process(device: str, script: str, *options: str):
+    """What a script of this folder prints as JSON, in a process of its own.
+
+    What it held on a GPU is free afterwards. Where it fails this program ends as it did.
+    """
+    command = [sys.executable, str(Path(__file__).with_name(script)), *options]
+    environment = os.environ | jax_environment(device)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak bytes of this process: resident, and on a GPU what JAX's allocator held at most."""
+    import jax
+
+    text = Path("/proc/self/status").read_text()
+    found = {"resident": 1024 * int(text.split("VmHWM:")[1].split()[0])}
+    on_device = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in on_device:
+        found["device"] = on_device["peak_bytes_in_use"]
+    return found
 
 
 def seconds(call: Callable[[], object], runs: int = 5) -> float:
@@ -78,47 +126,30 @@ def import_seconds(python: str, code: str) -> float:
     return seconds(lambda: subprocess.run([python, "-c", code], check=True), runs=3)
 
 
-def device_limits(device: str) -> dict[str, float]:
-    """Bytes a second that the device reads (a sum of a large array) and floating-point operations a
-    second of square matrix products, the fastest of some sizes, in float32 and in bfloat16.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    large = device == "gpu"
-    array = jnp.ones(1 << (30 if large else 26), jnp.float32)
-    total = jax.jit(jnp.sum)
-    found = {"read_bytes": array.nbytes / seconds(lambda: total(array).block_until_ready())}
-
-    def product(x, y):  # float32 sums, with which XLA:CPU takes bfloat16 factors as they are
-        return (jnp.matmul(x, y, preferred_element_type=jnp.float32) / len(x)).astype(x.dtype)
-
-    # Many products in one program: the time of fresh memory for results is not a product's.
-    products = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, y: product(x, y), x))
-    for dtype in (jnp.float32, jnp.bfloat16):
-        rates = []
-        for size in (4096, 8192) if large else (512, 1024, 2048):
-            square = jnp.ones((size, size), dtype)
-            taken = seconds(lambda x=square: products(x).block_until_ready())
-            rates.append(20 * size**3 / taken)
-        found[f"flops_{jnp.dtype(dtype).name}"] = max(rates)
-    return found
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The options that say where figures go."""
+    parser.add_argument("--output", type=Path, help="JSON; by default a file in results/")
+    parser.add_argument("--force", action="store_true", help="write over the file in results/")
 
 
-def machine(device: str) -> dict[str, str | int]:
-    """What the figures depend on."""
-    import jax
-
-    kind = jax.devices()[0].device_kind if device == "gpu" else platform.machine()
-    return {
-        "device": kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
+def result_path(args: argparse.Namespace, name: str) -> Path:
+    """Where figures go; asked before measuring, so that none are lost and none written over."""
+    if args.output:
+        return args.output
+    path = RESULTS / f"{name}.json"
+    if path.exists() and not args.force:
+        refuse(f"results/{path.name} exists, expected --output FILE or --force")
+    return path
 
 
-def write_report(path: str | None, report: dict) -> None:
+def refuse(message: str) -> NoReturn:
+    """Ends this program over what its user asked for, in one line."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write_report(path: Path, report: dict) -> None:
     """Writes the figures and the command that made them as JSON."""
-    if path:
-        Path(path).write_text(json.dumps({"command": sys.argv, **report}, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"command": sys.argv, **report}, indent=1) + "\n")
+    print(f"figures: {path}")

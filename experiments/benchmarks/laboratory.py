@@ -1,7 +1,7 @@
 """Many runs in one program beside the same runs one after another through the host's loop.
 
     python experiments/laboratory/pretrain.py
-    python experiments/benchmarks/laboratory.py --parts --output laboratory-cpu.json
+    python experiments/benchmarks/laboratory.py --parts
 
 64 runs (16 merge weights x 4 seeds) of the laboratory's questions. The compiled side does all of
 them, every time. Of the host's runs some are measured, alternating with it, and their median is
@@ -25,9 +25,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench import add_output, result_path, write_report
 
 from imm_jax.config import ArmConfig, DataConfig, EvaluationConfig, RunConfig
-from imm_jax.files import atomic_write
 from imm_jax.laboratory.problems import to_task
 from imm_jax.laboratory.vocabulary import make_tokenizer
 from imm_jax.models.load import load_model
@@ -144,8 +144,9 @@ def main() -> None:
     parser.add_argument("--host-runs", type=int, default=4)
     parser.add_argument("--sweeps", type=int, default=2)
     parser.add_argument("--parts", action="store_true", help="where the compiled side's time goes")
-    parser.add_argument("--output", type=Path)
+    add_output(parser)
     args = parser.parse_args()
+    path = result_path(args, f"laboratory-{jax.default_backend()}")
     model, params = load_model(args.model)
     program = settings.program(model=model, rounds=args.rounds)
     members = [
@@ -186,8 +187,7 @@ def main() -> None:
     print(f"{report['times_faster']:.1f} x faster: host {len(members)} x {host:.2f} s (scaled from "
           f"{len(runs)} runs), compiled {all_runs:.1f} s")  # fmt: skip
     print(json.dumps(report["parts"], indent=1))
-    if args.output:
-        atomic_write(args.output, json.dumps(report, indent=1) + "\n")
+    write_report(path, report)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ of the same array (read one, write one) in the same run.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,8 +26,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import bench
 import ml_dtypes
 import numpy as np
+from machine import description
 
 from imm_jax.models.huggingface.tensor_files import Planned, write_tensors
 
@@ -123,7 +124,7 @@ def watched(command: list[str]) -> tuple[float, float]:
     return seconds, peak / 1e6
 
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {**os.environ, **bench.OFFLINE}
 
 
 def anonymous(pid: int) -> int:
@@ -195,7 +196,7 @@ def print_row(method: str, row: dict) -> None:
 
 def compare_memory(args: argparse.Namespace) -> dict:
     """``merge_params`` against a copy, in GB moved a second."""
-    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+    bench.use_device(args.device)
     import jax
     import jax.numpy as jnp
 
@@ -238,15 +239,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", default="runs/benchmark-merge", help="about 9 GB")
     parser.add_argument("--memory", action="store_true", help="merge_params in memory instead")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--device", choices=bench.DEVICES, default="cpu", help="of --memory")
     parser.add_argument("--elements", type=int, default=64 << 20, help="of the array in memory")
-    parser.add_argument("--output", help="write the figures here, as JSON")
+    bench.add_output(parser)
     args = parser.parse_args()
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    if not args.memory:
+        args.device = "cpu"
+    path = bench.result_path(args, f"merge-memory-{args.device}" if args.memory else "merge-cpu")
     figures = compare_memory(args) if args.memory else compare_files(args)
-    if args.output:
-        report = {"command": sys.argv, "machine": machine, "figures": figures}
-        Path(args.output).write_text(json.dumps(report, indent=1) + "\n")
+    bench.write_report(path, {"machine": description(args.device), "figures": figures})
 
 
 if __name__ == "__main__":

@@ -60,15 +60,17 @@ class StopAt(StoppingCriteria):
             self.start = ids.shape[1] - 1
         ends = ids[:, max(self.start, ids.shape[1] - self.look) :]
         texts = self.tokenizer.batch_decode(ends)
-        return torch.tensor([any(stop in text for stop in self.stops) for text in texts])
+        ended = [any(stop in text for stop in self.stops) for text in texts]
+        return torch.tensor(ended, device=ids.device)
 
 
 def read(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def load(folder, dtype):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+def load(job, folder, dtype):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return model.to(job["device"]).eval()
 
 
 def generate(job, model, tokenizer, rows, samples, temperature):
@@ -82,7 +84,7 @@ def generate(job, model, tokenizer, rows, samples, temperature):
     for start in range(0, len(rows), each):
         batch = order[start : start + each]
         prompts = [rows[i]["prompt"] for i in batch]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(job["device"])
         with torch.inference_mode():
             out = model.generate(
                 **inputs,
@@ -128,7 +130,7 @@ def fit(job, tokenizer, pairs, folder):
     """Full fine-tune on the responses alone; AdamW, cosine, in float32 or under autocast."""
     settings = SFTConfig(
         output_dir=str(folder / "trainer"),
-        use_cpu=True,
+        use_cpu=job["device"] == "cpu",
         bf16=job["train_dtype"] == "bfloat16",
         gradient_checkpointing=False,
         completion_only_loss=True,
@@ -146,7 +148,7 @@ def fit(job, tokenizer, pairs, folder):
         logging_strategy="no",
     )
     trainer = SFTTrainer(
-        model=load(job["model"], "float32"),
+        model=load(job, job["model"], "float32"),
         args=settings,
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
@@ -161,6 +163,8 @@ def merge(job, folder):
     recipe = RECIPE.format(base=job["model"], tuned=tuned, weight=job["weight"], density=density)
     (folder / "recipe.yaml").write_text(recipe)
     command = [job["mergekit"], str(folder / "recipe.yaml"), str(folder / "merged")]
+    if job["device"] == "cuda":
+        command.append("--cuda")
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -180,7 +184,7 @@ def main():
     torch.manual_seed(job["seed"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = load(job["model"], job["dtype"])
+    model = load(job, job["model"], job["dtype"])
     with Timed("original"):
         original, first = evaluate(job, model, tokenizer)
     train = read(job["train"])
@@ -194,11 +198,12 @@ def main():
     with Timed("merge"):
         merge(job, folder)
     with Timed("evaluate"):
-        merged, evaluated = evaluate(job, load(folder / "merged", job["dtype"]), tokenizer)
+        merged, evaluated = evaluate(job, load(job, folder / "merged", job["dtype"]), tokenizer)
     result = {
         "seconds": SECONDS,
         "tokens": {"original": first, "sample": sampled, "evaluate": evaluated},
         "kept": len(pairs),
+        "device_bytes": torch.cuda.max_memory_allocated() if job["device"] == "cuda" else None,
         "accuracy": {"original": original, "merged": merged},
     }
     Path(sys.argv[2]).write_text(json.dumps(result, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """The sampler beside transformers' ``generate`` and llama.cpp, and the physical limit, in one run.
 
     python experiments/benchmarks/sample.py --device cpu --peer-python python \\
-        --llama-python /path/with/llama-cpp-python/bin/python --output results.json
+        --llama-python /path/with/llama-cpp-python/bin/python
     python experiments/benchmarks/sample.py --device gpu --models qwen2.5-0.5b qwen2.5-1.5b
 
 **Batch**: 64 arithmetic word problems, 4 samples each at temperature 0.7 over the whole vocabulary,
@@ -16,7 +16,9 @@ idle rows. Tokens that count are those inside the limits.
 
 Sides alternate, figures are medians. transformers takes the best setting of a trial before: type,
 batch size, kind of cache, on a GPU also a compiled forward pass. Its process and ours hold the same
-weights. What loading, importing and compiling cost stands apart.
+weights. What loading, importing and compiling cost stands apart. On a GPU each side's own allocator
+says what it held at most: torch's in each call, JAX's since the process began, so that models and
+batch sizes are to be named in growing order.
 
 **Limit**: a decode step of B rows reads the weights and the keys and values of its rows, and does 2
 operations for each weight and row. Bytes over the bandwidth of a large read, or operations over the
@@ -24,19 +26,32 @@ speed of a large matrix product, whichever takes longer, both measured in this r
 """
 
 import argparse
-import logging
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import bench
-from sample_models import SHAPES, SMOLLM, limit_of, make_model
+from machine import description, measured
+from models import SHAPES, SMOLLM, make_folder
+from sample_ours import Ours, load, sample
 
 HERE = Path(__file__).parent
+TYPES = {"cpu": "float32", "gpu": "bfloat16"}  # what our model computes in
+# By device, where no option says otherwise. Two kinds of weights are one where all is bfloat16.
+DEFAULTS = {
+    "cpu": {"batch_size": [128], "sizes": [16, 64], "weights": ["model", "bfloat16"]},
+    "gpu": {"batch_size": [128, 256], "sizes": [16, 64, 256], "weights": ["model"]},
+}
 SAMPLES, TEMPERATURE = 4, 0.7
+IMPORTS = {
+    "imm_jax": "import imm_jax, imm_jax.sampling.engine",
+    "transformers": "import torch, transformers.generation",
+}
 TRIAL = 16  # new tokens of the trial that finds transformers' best setting
 
 
@@ -50,29 +65,6 @@ def workload(prompts: int, tokens: list[int]) -> tuple[list[str], list[int]]:
     texts = [(lambda p: p.prefix + p.text)(render("alpaca", example)) for example in examples]
     limits = np.random.default_rng(0).integers(tokens[0], tokens[1] + 1, prompts).tolist()
     return texts, limits
-
-
-def sample(ours, prompts: list[str], limits: list[int], samples: int, config) -> dict:
-    """Seconds and tokens of our engine."""
-    from imm_jax import generate
-
-    model, weights, tokenizer = ours
-    said: list[str] = []
-    watch = logging.Handler()
-    watch.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("imm_jax")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(watch)
-    start = time.perf_counter()
-    rows = generate(
-        model, weights, tokenizer, prompts,
-        config=config, samples=samples, limits=limits, eos=(), seed=1,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    logger.removeHandler(watch)
-    counts = [[len(one.tokens) for one in row] for row in rows]
-    assert counts == [[limit] * samples for limit in limits]
-    return {"seconds": seconds, "tokens": sum(map(sum, counts)), "log": said[-1] if said else ""}
 
 
 def best_setting(peer: bench.Peer, base: dict, settings: list[dict]) -> tuple[dict, list[dict]]:
@@ -94,7 +86,7 @@ def best_setting(peer: bench.Peer, base: dict, settings: list[dict]) -> tuple[di
 
 def alternate(runs: int, sides: dict) -> dict[str, dict]:
     """Runs the sides in turn. Ours compiles in a run before, which stands apart."""
-    first = {name: call()["seconds"] for name, call in sides.items() if name.startswith("imm_jax")}
+    first = {name: call() for name, call in sides.items() if name.startswith("imm_jax")}
     results: dict[str, list[dict]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, call in sides.items():
@@ -109,8 +101,11 @@ def alternate(runs: int, sides: dict) -> dict[str, dict]:
             "seconds": seconds,
             "log": found[0].get("log", ""),
         }
+        held = first.get(name, found[0]).get("device_bytes")  # later peaks are of all our sides
+        if held:
+            figures[name]["peak_gb"] = held / 1e9
         if name in first:
-            figures[name]["compile_seconds"] = first[name] - median
+            figures[name]["compile_seconds"] = first[name]["seconds"] - median
     for row in figures.values():
         row["ours_over_it"] = {
             name: figures[name]["tokens_per_second"] / row["tokens_per_second"] for name in first
@@ -131,57 +126,84 @@ def peer_settings(device: str, types: list[str], sizes: list[int]) -> list[dict]
     ]
 
 
+def why_no_llama(python: str | None) -> str:
+    """Why llama.cpp is not measured; empty where it is."""
+    if not python:
+        return "llama.cpp: not measured, no --llama-python"
+    try:
+        command = [python, "-c", "import llama_cpp"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return f"llama.cpp: not measured, --llama-python: {error.strerror}"
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        return f"llama.cpp: not measured, --llama-python: {words[-1]}"
+    return ""
+
+
 def compare(name: str, args: argparse.Namespace, limits: dict, folder: Path) -> dict:
     """All figures of one model."""
-    import jax.numpy as jnp
-
-    from imm_jax import SamplingConfig
-
-    dtype = "bfloat16" if args.device == "gpu" else "float32"
+    make_folder(name, folder, TYPES[args.device])
     start = time.perf_counter()
-    ours = make_model(name, folder, jnp.dtype(dtype))
-    result: dict = {"load_seconds": time.perf_counter() - start}
-    model, params, tokenizer = ours
-    prompts, lengths = workload(args.prompts, args.tokens)
-    prompt_tokens = statistics.mean(map(len, tokenizer(prompts)["input_ids"]))
-    place = "cuda" if args.device == "gpu" else "cpu"
+    ours = load(folder, TYPES[args.device])
+    result = {"load_seconds": time.perf_counter() - start}
     peer = bench.Peer(
         [args.peer_python, str(HERE / "sample_peers.py"), "transformers"], folder / "peer.log"
     )
+    prompts, lengths = workload(args.prompts, args.tokens)
+    place = "cuda" if args.device == "gpu" else "cpu"
     base = {"folder": str(folder), "samples": SAMPLES, "temperature": TEMPERATURE, "device": place,
             "prompts": prompts, "limits": lengths}  # fmt: skip
-    best, result["trials"] = best_setting(
-        peer, base, peer_settings(args.device, args.types, args.sizes)
-    )
-    result["transformers_best"] = best
+    result |= batch_figures(ours, peer, base, args, limits)
+    result["stream"] = stream_figures(name, ours, peer, base, args, limits)
+    peer.close()
+    return result
+
+
+def batch_figures(
+    ours: Ours, peer: bench.Peer, base: dict, args: argparse.Namespace, limits: dict
+) -> dict:
+    """Many prompts: ours at each batch size and kind of weights, transformers at its best."""
+    from imm_jax import SamplingConfig
+
+    prompts, lengths = base["prompts"], base["limits"]
+    mean = ours.mean_tokens(prompts) + statistics.mean(lengths) / 2
+    best, trials = best_setting(peer, base, peer_settings(args.device, args.types, args.sizes))
+    sides, reach = {}, {}
+    for kind in args.weights:
+        for rows in args.batch_size:
+            config = SamplingConfig(
+                temperature=TEMPERATURE,
+                max_new_tokens=args.tokens[1],
+                batch_size=rows,
+                weights=kind,
+            )
+            label = f"imm_jax {TYPES[args.device] if kind == 'model' else kind}, {rows} rows"
+            sides[label] = partial(sample, ours, prompts, lengths, SAMPLES, config)
+            reach[label] = ours.limit(limits, rows, mean, kind)
+    sides["transformers"] = lambda: peer.ask(**base, **best)
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     ordered = {"prompts": [prompts[i] for i in order], "limits": [lengths[i] for i in order]}
-    sides = {}
-    for kind in args.weights:
-        config = SamplingConfig(
-            temperature=TEMPERATURE,
-            max_new_tokens=args.tokens[1],
-            batch_size=args.batch_size,
-            weights=kind,
-        )
-        label = f"imm_jax {dtype if kind == 'model' else kind}"
-        sides[label] = lambda c=config: sample(ours, prompts, lengths, SAMPLES, c)
-    sides["transformers"] = lambda: peer.ask(**base, **best)
     sides["transformers, lengths known"] = lambda: peer.ask(**(base | ordered), **best)
-    result["batch"] = batch = alternate(args.runs, sides)
-    mean = prompt_tokens + statistics.mean(lengths) / 2
-    for label, row in batch.items():
-        if label.startswith("imm_jax"):
-            row["limit"] = limit_of(
-                model, params, limits, args.batch_size, mean, label.removeprefix("imm_jax ")
-            )
+    figures = alternate(args.runs, sides)
+    for label, limit in reach.items():
+        figures[label]["limit"] = limit
+    return {"trials": trials, "transformers_best": best, "batch": figures}
 
-    greedy = {"samples": 1, "temperature": 0.0, "prompts": prompts[:1], "limits": [args.stream]}
+
+def stream_figures(
+    name: str, ours: Ours, peer: bench.Peer, base: dict, args: argparse.Namespace, limits: dict
+) -> dict:
+    """One prompt, greedily; llama.cpp too where it is there and reads the model's file."""
+    from imm_jax import SamplingConfig
+
+    prompts, tokens = base["prompts"][:1], [args.stream]
+    greedy = {"samples": 1, "temperature": 0.0, "prompts": prompts, "limits": tokens}
     config = SamplingConfig(temperature=0.0, max_new_tokens=args.stream, batch_size=1)
-    single = [one | {"batch_size": 1} for one in peer_settings(args.device, args.types, [1])]
-    best, _ = best_setting(peer, base | greedy, single)
+    best, _ = best_setting(peer, base | greedy, peer_settings(args.device, args.types, [1]))
+    label = f"imm_jax {TYPES[args.device]}"
     sides = {
-        f"imm_jax {dtype}": lambda: sample(ours, prompts[:1], [args.stream], 1, config),
+        label: lambda: sample(ours, prompts, tokens, 1, config),
         "transformers": lambda: peer.ask(**(base | greedy), **best),
     }
     llama = None
@@ -189,17 +211,15 @@ def compare(name: str, args: argparse.Namespace, limits: dict, folder: Path) -> 
         from imm_jax.models.sources import resolve
 
         llama = bench.Peer([args.llama_python, str(HERE / "sample_peers.py"), "llama"],
-                           folder / "llama.log")  # fmt: skip
+                           Path(base["folder"]) / "llama.log")  # fmt: skip
         request = greedy | {"file": str(resolve(name).path), "threads": os.cpu_count()}
         sides["llama.cpp, Q4_1"] = lambda: llama.ask(**request)
-    result["stream"] = stream = alternate(args.runs, sides)
-    stream[f"imm_jax {dtype}"]["limit"] = limit_of(
-        model, params, limits, 1, prompt_tokens + args.stream / 2, dtype
-    )
-    peer.close()
+    figures = alternate(args.runs, sides)
+    mean = ours.mean_tokens(base["prompts"]) + args.stream / 2
+    figures[label]["limit"] = ours.limit(limits, 1, mean, "model")
     if llama:
         llama.close()
-    return result
+    return figures
 
 
 def print_table(name: str, result: dict) -> None:
@@ -218,12 +238,14 @@ def print_table(name: str, result: dict) -> None:
             else:
                 times = ", ".join(f"{ratio:.2f}" for ratio in row["ours_over_it"].values())
                 line += f"   ours / it: {times}"
+            if "peak_gb" in row:
+                line += f"   {row['peak_gb']:.2f} GB"
             print(line)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--device", choices=bench.DEVICES, default="cpu")
     parser.add_argument("--models", nargs="+", default=[SMOLLM], help=f"sources or {list(SHAPES)}")
     parser.add_argument("--peer-python", default=sys.executable, help="has torch and transformers")
     parser.add_argument("--llama-python", help="has llama-cpp-python; without it, no llama.cpp")
@@ -231,34 +253,56 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", nargs=2, type=int, default=[64, 200], help="of an answer")
     parser.add_argument("--stream", type=int, default=128, help="tokens of the single stream")
-    parser.add_argument("--batch-size", type=int, default=128, help="ours")
-    parser.add_argument("--weights", nargs="+", default=["model", "bfloat16"], help="ours, of both")
+    parser.add_argument("--batch-size", nargs="+", type=int, help="ours; see DEFAULTS")
+    parser.add_argument("--weights", nargs="+", help="ours: model, bfloat16, or both")
     parser.add_argument("--types", nargs="+", default=["float32", "bfloat16"], help="transformers'")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[16, 64], help="batches it tries")
-    parser.add_argument("--output", help="write the figures here, as JSON")
+    parser.add_argument("--sizes", nargs="+", type=int, help="batches transformers tries")
+    bench.add_output(parser)
     args = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+    for option, value in DEFAULTS[args.device].items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
+    return args
+
+
+def check_models(names: list[str]) -> None:
+    """Ends in one line over a model that is not there, before anything is measured."""
+    from imm_jax.errors import InputError
+    from imm_jax.models.sources import resolve
+
+    for name in names:
+        try:
+            if name not in SHAPES:
+                resolve(name)
+        except InputError as error:
+            bench.refuse(f"{error}, and none of {', '.join(SHAPES)}")
+
+
+def main() -> None:
+    args = arguments()
+    path = bench.result_path(args, f"sample-{args.device}")
+    bench.use_device(args.device)
+    check_models(args.models)
+    note = why_no_llama(args.llama_python)
+    if note:
+        args.llama_python = None
     report: dict = {
-        "machine": bench.machine(args.device),
+        "machine": description(args.device),
         "import_seconds": {
-            "imm_jax": bench.import_seconds(
-                sys.executable, "import imm_jax, imm_jax.sampling.engine"
-            ),
-            "transformers": bench.import_seconds(
-                args.peer_python, "import torch, transformers.generation"
-            ),
+            "imm_jax": bench.import_seconds(sys.executable, IMPORTS["imm_jax"]),
+            "transformers": bench.import_seconds(args.peer_python, IMPORTS["transformers"]),
         },
-        "limits": bench.device_limits(args.device),
+        "limits": measured(args.device, "device_limits"),
+        "notes": [note] if note else [],
         "models": {},
     }
     print(report["machine"], report["import_seconds"], report["limits"], sep="\n", flush=True)
-    if args.device == "cpu" and not args.llama_python:
-        print("llama.cpp: not measured, no --llama-python")
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             report["models"][name] = compare(name, args, report["limits"], Path(folder))
         print_table(name, report["models"][name])
-    bench.write_report(args.output, report)
+        print(*report["notes"], sep="\n")
+    bench.write_report(path, report)
 
 
 if __name__ == "__main__":

