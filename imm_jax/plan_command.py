@@ -1,6 +1,7 @@
 """The ``plan`` command: what a run needs in each device's memory, and whether it fits."""
 
 import argparse
+import dataclasses
 import math
 
 from imm_jax.errors import InputError
@@ -49,16 +50,30 @@ def _workload(args: argparse.Namespace):
     source = args.model or config.model
     own_revision = None if args.model else config.revision
     architecture = read_config(resolve(source, revision=own_revision, weights=False))
+    context = architecture.max_position_embeddings
+    longest = min(config.training.max_length, context)  # where a fine-tune cuts
     return Workload(
         model=architecture,
         sizes=parse_mesh(args.mesh or config.mesh or "data=1"),
         weights=jnp.dtype(config.dtype).itemsize,
         sampling=config.sampling,
         evaluation=config.evaluation,
-        training=config.training,
-        prompt=args.prompt_tokens or config.training.max_length,
+        training=dataclasses.replace(config.training, max_length=longest),
+        prompt=_longest_prompt(args.prompt_tokens, config, context),
         on_cpu=args.cpu,
     )
+
+
+def _longest_prompt(asked: int | None, config, context: int) -> int:
+    """Its tokens: those asked for, or else what sequences may have; refused as a run refuses it."""
+    new = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
+    room = context - new
+    if room < 1 or (asked or 0) > room:
+        what = f"--prompt-tokens {asked} and max_new_tokens={new} exceed"
+        if asked is None:
+            what = f"max_new_tokens={new} leaves no room for a prompt in"
+        raise InputError(f"plan: {what} the model's context of {context}")
+    return asked or min(config.training.max_length, room)
 
 
 def _print_table(table: dict[str, dict[str, int]]) -> None:
