@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 
 from imm_jax.errors import InputError
 
@@ -35,18 +36,12 @@ def plan(args: argparse.Namespace) -> None:
 def _workload(args: argparse.Namespace):
     import jax.numpy as jnp
 
-    from imm_jax.config import DataConfig, RunConfig, load_config
     from imm_jax.memory import Workload
     from imm_jax.models.load import read_config
     from imm_jax.models.sources import resolve
     from imm_jax.sharding import parse_mesh
 
-    if args.config is not None:
-        config = load_config(args.config, args.overrides)
-    elif args.model is not None:
-        config = RunConfig(model=args.model, data=DataConfig(in_domain=""))
-    else:
-        raise InputError("plan: no model, expected --model SOURCE or a run's YAML file")
+    config = _settings(args)
     source = args.model or config.model
     own_revision = None if args.model else config.revision
     architecture = read_config(resolve(source, revision=own_revision, weights=False))
@@ -62,6 +57,20 @@ def _workload(args: argparse.Namespace):
         prompt=_longest_prompt(args.prompt_tokens, config, context),
         on_cpu=args.cpu,
     )
+
+
+def _settings(args: argparse.Namespace):
+    """The run's, or with a model alone those that need no file."""
+    from imm_jax.config import build_config, load_config
+
+    path, overrides = args.config, args.overrides
+    if args.model is not None and path is not None and "=" in path and not os.path.exists(path):
+        path, overrides = None, [path, *overrides]
+    if path is not None:
+        return load_config(path, overrides)
+    if args.model is None:
+        raise InputError("plan: no model, expected --model SOURCE or a run's YAML file")
+    return build_config({"model": args.model, "data": {"in_domain": ""}}, overrides, "plan")
 
 
 def _longest_prompt(asked: int | None, config, context: int) -> int:

@@ -78,6 +78,16 @@ def test_a_runs_settings_and_mesh_count(table):
     assert float(more["activations"][1]) == pytest.approx(double, abs=0.01)
 
 
+def test_a_model_needs_no_file_for_settings(place, table):
+    figures, text = table("training.micro_batch_size=4", "--model", "model", "mesh=fsdp=2")
+    assert "on 2 devices (fsdp=2)" in text
+    assert figures == table("--model", "model", "mesh=fsdp=2", "training.micro_batch_size=4")[0]
+    assert figures["activations"] != table("--model", "model", "mesh=fsdp=2")[0]["activations"]
+    (place / "lr=1").mkdir()
+    (place / "run.yaml").rename(place / "lr=1/run.yaml")
+    assert "on 2 devices (fsdp=2)" in table("lr=1/run.yaml", "--model", "model")[1]
+
+
 def test_nothing_is_planned_past_the_models_context(place, table):
     """A fine-tune cuts there, and a prompt leaves room for its answer."""
     (place / "model/config.json").write_text(json.dumps(QWEN | {"max_position_embeddings": 384}))
@@ -114,6 +124,10 @@ def test_whether_it_fits_is_said(table):
             ("run.yaml", "sampling.max_new_tokens=40000"),
             "plan: max_new_tokens=40000 leaves no room for a prompt in the model's context",
         ),
+        (("training.epochs=2",), "training.epochs=2: "),
+        (("training.epoch=2", "--model", "model"), "unknown key training.epoch (did you mean"),
+        (("--model", "model", "training.epochs=0"), "training.epochs: found 0, expected a number"),
+        (("--model", "model", "a=1", "run.yaml"), "'run.yaml': expected an override KEY=VALUE"),
         (("run.yaml", "rounds"), "'rounds': expected an override KEY=VALUE"),
     ],
 )
