@@ -14,10 +14,13 @@ PREALLOCATED = 0.75  # the share of a GPU that jax takes unless told otherwise
 def plan(args: argparse.Namespace) -> None:
     """Runs the command."""
     from imm_jax import memory
+    from imm_jax.models.layout import param_shapes
+    from imm_jax.partition_rules import say_what_is_whole
     from imm_jax.sharding import parse_mesh
 
     work = _workload(args)
     sizes = work.sizes
+    say_what_is_whole(param_shapes(work.model), sizes)
     table = memory.plan(work)
     phase, most = memory.peak(table)
     count = math.prod(sizes.values())

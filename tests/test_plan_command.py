@@ -97,6 +97,14 @@ def test_nothing_is_planned_past_the_models_context(place, table):
     assert "prompts of up to 100 tokens" in table("run.yaml", "--prompt-tokens", "100")[1]
 
 
+def test_what_a_mesh_does_not_split_is_a_line(place, capsys):
+    assert main(["plan", "run.yaml", "--mesh", "tensor=7,data=2"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" ")[2] for line in said] == [
+        "mesh: 8 of 11 arrays are not split over tensor=7, such as attn/k/bias: 128 is no multiple"
+    ]
+
+
 def test_whether_it_fits_is_said(table):
     _, text = table("--model", "model", "--memory", "80GB")
     assert text.endswith("(train): fits in 80 GB\n")
@@ -114,6 +122,7 @@ def test_whether_it_fits_is_said(table):
         ((), "plan: no model, expected --model SOURCE or a run's YAML file"),
         (("--model", "nowhere"), "nowhere: no such folder or file"),
         (("--model", "model", "--mesh", "fsdp"), "mesh: 'fsdp', expected AXIS=SIZE"),
+        (("--model", "model", "--mesh", "tensor=1000000000000"), "at least 1 and at most 1048576"),
         (("--model", "model", "--memory", "80"), "'80', expected a size such as 80GB or 16GiB"),
         (("--model", "model", "--memory", "0GB"), "expected a size such as 80GB"),
         (
