@@ -90,7 +90,7 @@ def put_importance(
     batches = importance.solution_batches(
         sequences,
         base,
-        max_length=training.max_length,
+        max_length=min(training.max_length, bench.model.config.max_position_embeddings),
         micro_batch_size=training.micro_batch_size,
     )
     settings = {"solutions": len(batches.sequences), "sequences": digest(batches.sequences)}

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from imm_jax.errors import InputError
 from imm_jax.evaluation import make_prompts
 from imm_jax.models.decoder import Decoder
-from imm_jax.sampling.engine import check_lengths, end_tokens
+from imm_jax.sampling.checks import check_lengths
+from imm_jax.sampling.engine import end_tokens
 from imm_jax.tasks.prompts import get_style, response_text
 from imm_jax.tasks.sources import make_task
 from imm_jax.tasks.types import Example, Task

@@ -90,6 +90,7 @@ def _run(args: argparse.Namespace) -> None:
 def _generate(args: argparse.Namespace) -> None:
     from imm_jax.files import write_jsonl
     from imm_jax.models.load import load_model
+    from imm_jax.sampling.checks import check_stop
     from imm_jax.sampling.engine import generate
     from imm_jax.tasks import Example, get_style, render
 
@@ -101,6 +102,7 @@ def _generate(args: argparse.Namespace) -> None:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # Python's stand-ins
             raise InputError(f"prompt {number}: not UTF-8 text")
     check_question_style(args.style)
+    check_stop(args.stop)
     check_output(args.output)
     source, tokenizer = open_model(args.model, args.revision)
     stop, special = tuple(args.stop), True

@@ -232,12 +232,17 @@ def load_config(
             _put(data, key, value, key)
         if isinstance(data.get("iterative_deepening"), dict):
             data["iterative_deepening"]["initial_budget"] = 16  # less than the few tokens above
+    return build_config(data, overrides, str(path))
+
+
+def build_config(data: dict, overrides: Iterable[str], source: str) -> RunConfig:
+    """A configuration from plain data, which overrides change; errors as in :func:`load_config`."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"{override!r}: expected an override KEY=VALUE")
         _put(data, key, parse_yaml(value, override), override)
-    return build(RunConfig, data, str(path))
+    return build(RunConfig, data, source)
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:

@@ -1,7 +1,9 @@
 """The ``plan`` command: what a run needs in each device's memory, and whether it fits."""
 
 import argparse
+import dataclasses
 import math
+import os
 
 from imm_jax.errors import InputError
 
@@ -12,10 +14,13 @@ PREALLOCATED = 0.75  # the share of a GPU that jax takes unless told otherwise
 def plan(args: argparse.Namespace) -> None:
     """Runs the command."""
     from imm_jax import memory
+    from imm_jax.models.layout import param_shapes
+    from imm_jax.partition_rules import say_what_is_whole
     from imm_jax.sharding import parse_mesh
 
     work = _workload(args)
     sizes = work.sizes
+    say_what_is_whole(param_shapes(work.model), sizes)
     table = memory.plan(work)
     phase, most = memory.peak(table)
     count = math.prod(sizes.values())
@@ -34,31 +39,53 @@ def plan(args: argparse.Namespace) -> None:
 def _workload(args: argparse.Namespace):
     import jax.numpy as jnp
 
-    from imm_jax.config import DataConfig, RunConfig, load_config
     from imm_jax.memory import Workload
     from imm_jax.models.load import read_config
     from imm_jax.models.sources import resolve
     from imm_jax.sharding import parse_mesh
 
-    if args.config is not None:
-        config = load_config(args.config, args.overrides)
-    elif args.model is not None:
-        config = RunConfig(model=args.model, data=DataConfig(in_domain=""))
-    else:
-        raise InputError("plan: no model, expected --model SOURCE or a run's YAML file")
+    config = _settings(args)
     source = args.model or config.model
     own_revision = None if args.model else config.revision
     architecture = read_config(resolve(source, revision=own_revision, weights=False))
+    context = architecture.max_position_embeddings
+    longest = min(config.training.max_length, context)  # where a fine-tune cuts
     return Workload(
         model=architecture,
         sizes=parse_mesh(args.mesh or config.mesh or "data=1"),
         weights=jnp.dtype(config.dtype).itemsize,
         sampling=config.sampling,
         evaluation=config.evaluation,
-        training=config.training,
-        prompt=args.prompt_tokens or config.training.max_length,
+        training=dataclasses.replace(config.training, max_length=longest),
+        prompt=_longest_prompt(args.prompt_tokens, config, context),
         on_cpu=args.cpu,
     )
+
+
+def _settings(args: argparse.Namespace):
+    """The run's, or with a model alone those that need no file."""
+    from imm_jax.config import build_config, load_config
+
+    path, overrides = args.config, args.overrides
+    if args.model is not None and path is not None and "=" in path and not os.path.exists(path):
+        path, overrides = None, [path, *overrides]
+    if path is not None:
+        return load_config(path, overrides)
+    if args.model is None:
+        raise InputError("plan: no model, expected --model SOURCE or a run's YAML file")
+    return build_config({"model": args.model, "data": {"in_domain": ""}}, overrides, "plan")
+
+
+def _longest_prompt(asked: int | None, config, context: int) -> int:
+    """Its tokens: those asked for, or else what sequences may have; refused as a run refuses it."""
+    new = max(config.sampling.max_new_tokens, config.evaluation.max_new_tokens)
+    room = context - new
+    if room < 1 or (asked or 0) > room:
+        what = f"--prompt-tokens {asked} and max_new_tokens={new} exceed"
+        if asked is None:
+            what = f"max_new_tokens={new} leaves no room for a prompt in"
+        raise InputError(f"plan: {what} the model's context of {context}")
+    return asked or min(config.training.max_length, room)
 
 
 def _print_table(table: dict[str, dict[str, int]]) -> None:

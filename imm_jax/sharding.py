@@ -1,4 +1,4 @@
-"""Where arrays lie on several devices: one mesh, one table of partition rules.
+"""Where arrays lie on several devices: one mesh, by the table of ``partition_rules``.
 
 The mesh has three axes. ``data`` repeats the model and splits the batch; ``fsdp`` splits the batch
 and every large array too, each gathered when it is used (Zhao et al., arXiv 2304.11277); ``tensor``
@@ -9,11 +9,9 @@ Nothing is told about the mesh but the parameters: what trains, samples and merg
 lie; without a mesh they do nothing.
 """
 
-import functools
-import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -23,34 +21,17 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imm_jax.errors import InputError, nearest
+from imm_jax.partition_rules import Sizes, partition, say_what_is_whole
 from imm_jax.tree import map_with_path
 
 PyTree = Any
-Sizes = Mapping[str, int]
-
-logger = logging.getLogger("imm_jax")
 
 AXES = ("data", "fsdp", "tensor")
+MOST_DEVICES = 2**20  # more than any machine has; a larger number is a slip
 LOOPBACK = ("127.", "localhost:", "[::1]:")
 REPLICATED = PartitionSpec()
 ROWS = "rows"
 BATCH = ("data", "fsdp")  # what the rows of a batch are split over
-
-# How a parameter is split: the end of its path, and an axis for each dimension. Below "layers/" the
-# axis of the layers comes before these and is never split.
-RULES = {
-    "embed/embedding": ("tensor", "fsdp"),
-    "lm_head/kernel": ("fsdp", "tensor"),
-    "attn/(q|k|v)/kernel": ("fsdp", "tensor"),
-    "attn/(q|k|v)/bias": ("tensor",),
-    "attn/o/kernel": ("tensor", "fsdp"),
-    "mlp/(gate|up)/kernel": ("fsdp", "tensor"),
-    "mlp/(gate|up)/bias": ("tensor",),
-    "mlp/down/kernel": ("tensor", "fsdp"),
-    "scale|bias": (None,),
-}
-_PATTERNS = tuple((re.compile(f"(?:^|/)(?:{end})$"), axes) for end, axes in RULES.items())
-_IN_STACK = re.compile(r"(?:^|/)layers/(?!\d)")
 
 
 def start_hosts(
@@ -106,7 +87,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     """Reads ``"data=2,fsdp=4"``: the size of every axis, 1 for those that are not named.
 
     Raises:
-      InputError: it is not of this form, or names another axis.
+      InputError: it is not of this form, names another axis, or is for more than ``MOST_DEVICES``.
     """
     sizes = dict.fromkeys(AXES, 1)
     seen = set()
@@ -119,12 +100,17 @@ def parse_mesh(text: str) -> dict[str, int]:
             raise InputError(
                 f"mesh: {text!r} has an axis {name!r}{hint}, expected {', '.join(AXES)}"
             )
-        if not size.isdecimal() or int(size) < 1:
-            raise InputError(f"mesh: {name}={size}, expected a whole number of at least 1")
+        if not size.isdecimal() or len(size) > 7 or int(size) < 1:
+            raise InputError(
+                f"mesh: {name}={size[:20]}, expected a whole number of at least 1 and at most "
+                f"{MOST_DEVICES}"
+            )
         if name in seen:
             raise InputError(f"mesh: {text!r} names {name} twice")
         seen.add(name)
         sizes[name] = int(size)
+    if (count := prod(sizes.values())) > MOST_DEVICES:
+        raise InputError(f"mesh: {text!r} is for {count} devices, expected at most {MOST_DEVICES}")
     return sizes
 
 
@@ -157,29 +143,6 @@ def make_mesh(text: str | None) -> Mesh | None:
     return mesh
 
 
-def partition(path: str, shape: tuple[int, ...], sizes: Sizes) -> PartitionSpec:
-    """How the parameter at ``path`` is split, by the table.
-
-    The path may stand below others (an optimizer's state is split as its parameters). A dimension
-    that an axis does not divide is left whole, which is logged once; so is all of an array that the
-    table does not know.
-    """
-    axes = next((axes for pattern, axes in _PATTERNS if pattern.search(path)), None)
-    stacked = bool(_IN_STACK.search(path))
-    if axes is None or len(shape) != len(axes) + stacked:
-        return PartitionSpec()
-    fitting = []
-    for size, axis in zip(shape, (None, *axes) if stacked else axes):
-        if axis is not None and size % sizes[axis]:
-            _say_once(f"{path}: {size} is no multiple of {axis}={sizes[axis]}, not split over it")
-        # An axis of size 1 is left out, or equal shardings would not compare as equal.
-        split = axis is not None and sizes[axis] > 1 and size % sizes[axis] == 0
-        fitting.append(axis if split else None)
-    while fitting and fitting[-1] is None:
-        fitting.pop()
-    return PartitionSpec(*fitting)
-
-
 def param_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
     """The sharding of every array of a tree.
 
@@ -189,15 +152,19 @@ def param_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
         ``{path: shape}`` as :func:`imm_jax.models.layout.param_shapes` gives it, of which the
         result's ``get`` is what ``load_model(sharding=...)`` takes.
     """
+    found = {}
     is_shape = lambda x: type(x) is tuple and bool(x) and all(isinstance(n, int) for n in x)
 
     def of(path: str, leaf: Any) -> NamedSharding:
-        shape = leaf if is_shape(leaf) else np.shape(leaf)
-        return NamedSharding(mesh, partition(path, shape, mesh.shape))
+        found[path] = leaf if is_shape(leaf) else np.shape(leaf)
+        return NamedSharding(mesh, partition(path, found[path], mesh.shape))
 
     if isinstance(shapes, dict) and all(is_shape(leaf) for leaf in shapes.values()):
-        return {path: of(path, shape) for path, shape in shapes.items()}
-    return map_with_path(of, shapes)
+        shardings = {path: of(path, shape) for path, shape in shapes.items()}
+    else:
+        shardings = map_with_path(of, shapes)
+    say_what_is_whole(found, mesh.shape)
+    return shardings
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -297,8 +264,3 @@ def constrain(tree: PyTree, *axes: str | None) -> PyTree:
 
 def _row_axes(sizes: Sizes) -> tuple[str, ...] | None:
     return tuple(name for name in BATCH if sizes[name] > 1) or None
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    logger.info(message)

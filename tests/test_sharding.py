@@ -34,6 +34,8 @@ def test_axes_that_are_not_named_have_size_1():
         ("fsdp=2.0", "fsdp=2.0, expected a whole number"),
         ("fdsp=8", r"'fdsp' \(did you mean 'fsdp'\?\), expected data, fsdp, tensor"),
         ("data=2,data=4", "names data twice"),
+        ("tensor=1000000000000", "tensor=1000000000000, expected a whole number of at least 1"),
+        ("data=2048,fsdp=1024", "for 2097152 devices, expected at most 1048576"),
         ("data=3,fsdp=5", "for 15 devices, but there are 1"),
     ],
 )
@@ -76,13 +78,22 @@ def test_axes_of_size_1_are_left_out():
     assert partition("layers/attn/q/kernel", (3, 32, 32), sizes) == P(None, "fsdp")
 
 
-def test_what_does_not_divide_stays_whole_and_is_said_once(caplog):
-    path, shape = "layers/mlp/gate/kernel", (2, 30, 16)
+def test_what_does_not_divide_stays_whole_and_is_said_once_an_axis(caplog, tiny_config):
+    """Not for each array, nor again for those of an optimizer's state or of a list of layers."""
+    config = tiny_config("qwen2", hidden_size=34)
+    shapes = param_shapes(config)
+    mesh = jax.sharding.AbstractMesh((1, 4, 5), AXES)
+    assert partition("layers/mlp/gate/kernel", (3, 34, 45), mesh.shape) == P(None, None, "tensor")
     with caplog.at_level(logging.INFO, "imm_jax"):
-        for _ in range(3):
-            assert partition(path, shape, SIZES) == P(None, None, "tensor")
-    said = [record.message for record in caplog.records]
-    assert said == [f"{path}: 30 is no multiple of fsdp=4, not split over it"]
+        assert partition("layers/mlp/gate/kernel", (3, 34, 48), mesh.shape) == P()
+        table = sharding.param_shardings(mesh, shapes)
+        arrays = {path: jax.ShapeDtypeStruct(shape, float) for path, shape in shapes.items()}
+        sharding.param_shardings(mesh, {"params": arrays, "mu": arrays, "nu": arrays})
+    assert [record.message for record in caplog.records] == [
+        "mesh: 8 of 8 arrays are not split over fsdp=4, such as attn/k/kernel: 34 is no multiple",
+        "mesh: 10 of 11 arrays are not split over tensor=5, such as attn/k/bias: 16 is no multiple",
+    ]
+    assert table["embed/embedding"].spec == P("tensor")  # of 320 tokens
 
 
 def test_every_parameter_of_every_family_is_in_the_table(tiny_config):

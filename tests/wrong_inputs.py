@@ -307,6 +307,7 @@ OTHERS = {
     "generate: style": case((*GENERATE, "--style", "chatt"), "unknown prompt style 'chatt' (did you mean 'chat'?), expected one of raw, alpaca, plain, chat"),
     "generate: few-shot": case((*GENERATE, "--style", "few_shot"), "--style: 'few_shot' needs worked examples, expected one of raw, alpaca, plain, chat"),
     "generate: no template": case((*GENERATE, "--style", "chat"), "'chat' needs a tokenizer with a chat template"),
+    "generate: empty stop": case((*GENERATE, "--stop", ""), "stop: '', expected a string of at least one character"),
     "generate: no file": case((*GENERATE, "--file", "prompts.txt"), "prompts.txt: No such file"),
     "generate: file not text": case((*GENERATE, "--file", "p.txt"), "p.txt: not UTF-8 text at byte 2", spoil=write("p.txt", b"a\n\xff")),
     "generate: empty file": case((*GENERATE[:2], "--file", "p.txt"), "no prompt", spoil=write("p.txt", "\n \n")),

@@ -14,7 +14,7 @@ from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.costs import Meter
 from imm_jax.rounds.flops import PromptTokens, prompt_tokens, ranking_flops
 from imm_jax.rounds.stages import Later
-from imm_jax.sampling.engine import check_lengths
+from imm_jax.sampling.checks import check_lengths
 from imm_jax.tasks.prompts import prompt_version, training_style
 from imm_jax.tasks.types import Task
 

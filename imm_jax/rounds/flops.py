@@ -84,7 +84,8 @@ def fit_flops(
     With adapters, whose weights' gradients cost next to nothing, two thirds: forward, and backward
     through activations.
     """
-    kept = prepare(sequences, training.max_length).sequences
+    longest = min(training.max_length, config.max_position_embeddings)
+    kept = prepare(sequences, longest).sequences
     lengths = [len(sequence.tokens) - 1 for sequence in kept] * training.epochs
     flops = train_flops(config, lengths, scored)
     return flops if training.lora is None else 2 * flops // 3

@@ -1,6 +1,8 @@
 """How answers are drawn. Names follow Hugging Face's generation settings where it has them."""
 
 import dataclasses
+from numbers import Integral, Real
+from typing import Any
 
 from imm_jax.errors import InputError
 
@@ -34,6 +36,9 @@ class SamplingConfig:
     weights: str = "model"
 
     def __post_init__(self):
+        for field in dataclasses.fields(SamplingConfig):
+            if field.name != "weights":
+                _check_type(field, getattr(self, field.name))
         warm = 1e-6 <= self.temperature < float("inf")
         for name, ok, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
@@ -47,3 +52,10 @@ class SamplingConfig:
         ):
             if not ok:
                 raise InputError(f"{name}: {getattr(self, name)}, expected {expected}")
+
+
+def _check_type(field: dataclasses.Field, value: Any) -> None:
+    """A float where a count is meant would be cut inside a compiled program, or end it."""
+    kind, expected = (Integral, "a whole number") if field.type is int else (Real, "a number")
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise InputError(f"{field.name}: {value!r}, expected {expected}")

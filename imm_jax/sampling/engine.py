@@ -11,10 +11,11 @@ import numpy as np
 
 from imm_jax import sharding
 from imm_jax.devices import cores
-from imm_jax.errors import InputError, Interrupted
+from imm_jax.errors import Interrupted
 from imm_jax.models.decoder import Decoder
 from imm_jax.progress import Progress
 from imm_jax.sampling.batch import SHRINK_TO, Batch, Common, Row, prepare
+from imm_jax.sampling.checks import check_finite, check_lengths, check_request, check_tokens
 from imm_jax.sampling.config import SamplingConfig
 from imm_jax.sampling.text import Sample, finish
 from imm_jax.tree import PyTree
@@ -65,11 +66,13 @@ def generate(
       For each prompt its ``samples`` samples.
 
     Raises:
-      InputError: an empty prompt, or a prompt that leaves no room for the answer in the model's
-        context.
+      InputError: an argument that is not as said here; an empty prompt, one with a token that the
+        model does not have, or one that leaves no room for the answer in the model's context; a
+        model whose logits are not finite.
       Interrupted: ``should_stop`` said so.
     """
-    if not prompts or samples < 1:
+    check_request(prompts, stop, ids, limits)
+    if not len(prompts) or samples < 1:
         return [[] for _ in prompts]
     # Text is decoded without special tokens, so a stop string that is one is found by its id.
     added = getattr(tokenizer, "get_added_vocab", dict)()
@@ -80,8 +83,10 @@ def generate(
         encoded = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
     tokens = [tuple(prompt) for prompt in encoded]
     check_lengths(model, tokens, config.max_new_tokens)
+    check_tokens(model, tokens)
     common = prepare(model, params, tokens, config, eos)
-    keys = _keys(seed, ids or [str(i) for i in range(len(prompts))], samples)
+    ids = [str(i) for i in range(len(prompts))] if ids is None else ids
+    keys = _keys(seed, ids, samples)
     # Longest first: prompts of like length share a prefill, and the last to finish start early.
     order = sorted(range(len(prompts)), key=lambda i: -len(tokens[i]))
     most = config.max_new_tokens
@@ -99,6 +104,7 @@ def generate(
         for batch in itertools.cycle(lanes):
             finished = 0
             for number, row in batch.collect():
+                check_finite(row.logprobs[-common.chunk :], ids[row.prompt])
                 done = finish(
                     tokenizer,
                     row.tokens,
@@ -156,19 +162,6 @@ def end_tokens(model: Decoder, tokenizer) -> set[int]:
     eos = model.config.eos_token_id
     found = set(eos) if isinstance(eos, tuple) else {eos}
     return (found | {tokenizer.eos_token_id}) - {None}
-
-
-def check_lengths(model: Decoder, tokens: Sequence[Sequence[int]], new: int) -> None:
-    """Raises InputError where a prompt is empty or leaves no room for ``new`` tokens."""
-    room = model.config.max_position_embeddings
-    for number, prompt in enumerate(tokens):
-        if not prompt:
-            raise InputError(f"prompt {number}: empty, expected at least one token")
-        if len(prompt) + new > room:
-            raise InputError(
-                f"prompt {number}: {len(prompt)} tokens and max_new_tokens={new} exceed the "
-                f"model's context of {room}"
-            )
 
 
 def _keys(seed: int | jax.Array, ids: Sequence[str], samples: int) -> np.ndarray:

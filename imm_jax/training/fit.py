@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
@@ -30,6 +31,8 @@ from imm_jax.training.step import make_train_step
 
 PyTree = Any
 
+logger = logging.getLogger("imm_jax")
+
 
 def fit(
     model: nn.Module,
@@ -55,7 +58,8 @@ def fit(
         arrays that no adapter changes are then returned themselves, not copied. On a mesh
         (``imm_jax.sharding``) the state lies as they do and batches are split over it; the result
         is that of one device to 1e-5.
-      sequences: cut at ``config.max_length``; those with no response token left are dropped.
+      sequences: cut at ``config.max_length``, or where the model's context ends before; those with
+        no response token left are dropped.
       config: hyperparameters.
       seed: of the order of the sequences, and of the adapters.
       donate: ``params`` are not needed any more: where all are trained, their memory is freed once
@@ -82,7 +86,7 @@ def fit(
       Interrupted: ``should_stop`` said so.
     """
     began = time.monotonic()
-    prepared = prepare(sequences, config.max_length)
+    prepared = prepare(sequences, _max_length(model, config, sequences, label))
     _check_ids(prepared.sequences, model.config.vocab_size)
     mesh = sharding.mesh_of(params)
     shards = sharding.batch_shards(mesh.shape) if mesh else 1
@@ -113,6 +117,20 @@ def fit(
     jax.block_until_ready(new)
     stats = run.stats() | {"truncated": prepared.truncated, "dropped": prepared.dropped}
     return new, stats | {"seconds": time.monotonic() - began}
+
+
+def _max_length(
+    model: nn.Module, config: TrainingConfig, sequences: Sequences[Sequence], label: str
+) -> int:
+    """The tokens that a sequence may have: past its context a model knows no positions."""
+    context = model.config.max_position_embeddings
+    longer = sum(len(sequence.tokens) > context for sequence in sequences)
+    if longer and config.max_length > context:
+        logger.warning(
+            f"{label}: {longer} of {len(sequences)} sequences are longer than the model's context "
+            f"of {context} tokens and are cut there; training.max_length is {config.max_length}"
+        )
+    return min(config.max_length, context)
 
 
 def _train_step(model: nn.Module, config: TrainingConfig) -> Callable:

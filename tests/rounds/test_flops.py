@@ -6,8 +6,10 @@ import pytest
 
 from imm_jax.models.decoder import Decoder
 from imm_jax.rounds.bench import Bench, check_prompts
-from imm_jax.rounds.flops import asking_flops, ranking_flops
+from imm_jax.rounds.flops import asking_flops, fit_flops, ranking_flops
 from imm_jax.rounds.run import load_tasks
+from imm_jax.training.batching import Sequence
+from imm_jax.training.config import TrainingConfig
 
 
 def by_token(config, rows) -> int:
@@ -38,6 +40,13 @@ def test_ranking_counts_prompts_once_and_texts_each(tiny_config):
     assert ranking_flops(config, rows) == pytest.approx(by_token(config, rows), rel=0.01)
     alone = [((*first, 7, 8, 9), 40)]
     assert ranking_flops(config, alone) == pytest.approx(by_token(config, alone), rel=0.01)
+
+
+def test_a_fine_tune_counts_what_is_left_of_a_sequence_at_the_models_context(tiny_config):
+    whole, left = Sequence(tuple(range(40)), 4), Sequence(tuple(range(24)), 4)
+    config = tiny_config("llama", max_position_embeddings=24)
+    counts = [fit_flops(config, [one], TrainingConfig(), scored=20) for one in (whole, left)]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("scoring", ["loglikelihood", "generate"])

@@ -236,6 +236,31 @@ def test_checkpoints_of_another_fine_tune_are_refused(tiny, sequences, config, t
         fit(model, params, sequences, config, seed=0, checkpoints=tmp_path)
 
 
+def test_sequences_are_cut_at_the_models_context_and_that_is_said(
+    tiny, make_sequences, config, caplog
+):
+    model, params = tiny
+    short = model.clone(config=dataclasses.replace(model.config, max_position_embeddings=24))
+    within, over = (
+        make_sequences(6),
+        [Sequence(tuple(range(30)), 4), Sequence(tuple(range(30)), 26)],
+    )
+    cut = Sequence(tuple(range(24)), 4)
+    expected, _ = fit(model, params, [*within, cut], config, seed=0)
+    assert not caplog.records
+    found, stats = fit(short, params, [*within, *over], config, seed=0)
+    assert_equal(expected, found)
+    assert (stats["sequences"], stats["truncated"], stats["dropped"]) == (7, 1, 1)
+    [said] = caplog.records
+    assert said.levelname == "WARNING" and said.message == (
+        "fit: 2 of 8 sequences are longer than the model's context of 24 tokens and are cut there; "
+        "training.max_length is 32"
+    )
+    caplog.clear()
+    fit(short, params, within, config, seed=0)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("token", [-1, 320])
 def test_a_token_that_the_model_lacks_is_an_error(tiny, config, token):
     model, params = tiny
