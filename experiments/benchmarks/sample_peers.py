@@ -81,7 +81,7 @@ def transformers(
     return {"seconds": seconds, "tokens": tokens, "device_bytes": held}
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)  # a second type would count as memory of the first
 def load(folder: str, dtype: str, device: str):
     """A model and its tokenizer."""
     import torch
