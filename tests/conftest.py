@@ -12,6 +12,7 @@ from imm_jax.cli import main
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
 from tests.answering import SECONDS, SECONDS_WITH_WORK, snapshot
+from tests.compiling import optimisations
 
 CORPUS = (
     "Natalia sold 48 clips in April and then half as many in May. How many clips did she sell?",
@@ -62,17 +63,14 @@ TINY_FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def quick_compilation():
     """More than half the time of most tests is XLA optimising programs that run for a millisecond.
 
-    Rooms whose tests are about the optimised program have a fixture of this name that does nothing.
+    For the session, so that what its fixtures compute was compiled in the same way.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in processes that tests start
+    with optimisations(False):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,11 @@
 
 import pytest
 
+from tests.compiling import optimisations
+
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Not here: what is rounded once, and what takes no temporary, is the optimised program."""
+def slow_compilation():
+    """Here what is rounded once, and what takes no temporary, is the optimised program."""
+    with optimisations(True):
+        yield

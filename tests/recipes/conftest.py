@@ -9,11 +9,14 @@ import pytest
 
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from tests.compiling import optimisations
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Not here: golden files and mergekit's merges are compared with the optimised program."""
+def slow_compilation():
+    """Here golden files and mergekit's merges are compared with the optimised program."""
+    with optimisations(True):
+        yield
 
 
 @pytest.fixture(scope="session")
