@@ -48,7 +48,7 @@ ON, OFF = Parameter(bool, True), Parameter(bool, False)
 UNUSED = {"int8_mask": OFF._replace(use="unused")}  # mergekit's masks in int8 save memory only
 TASK = {"weight": WEIGHT, "density": DENSITY, "lambda": Parameter(float, 1.0), "normalize": OFF}
 NO_RESCALE = {"rescale": OFF._replace(use="fixed")}
-DARE = TASK | {"density": DENSITY._replace(above=True), "rescale": ON}
+DARE = TASK | {"rescale": ON}
 DELLA = TASK | {"epsilon": EPSILON, "rescale": ON}
 CRUMBS = TASK | NO_RESCALE | {"gamma": GAMMA}
 
@@ -86,6 +86,13 @@ MERGEKIT: dict[str, dict[str, Parameter]] = {
         "r": Parameter(float, 0.1),
         "alpha": Parameter(float, 0.2, low=0),
     },
+}
+# What some method of mergekit has, or had in older versions; it takes these names with any method,
+# without any effect.
+ELSEWHERE = {"embed_slerp": OFF._replace(use="unused")} | {
+    name: parameter._replace(use="unused")
+    for parameters in MERGEKIT.values()
+    for name, parameter in parameters.items()
 }
 # Methods of our own whose weight is a file of statistics, one for each model.
 FILES = {"fisher": "fisher"}
@@ -182,10 +189,13 @@ WORDS = {
 
 
 def _read_scalar(raw: Any, parameter: Parameter, where: str) -> Any:
-    """A value of the parameter's kind; "1e-3", a string in YAML 1.1, is a number as well."""
+    """A value of the parameter's kind; "1e-3", a string in YAML 1.1, is a number as well.
+
+    So is true, which is 1 to mergekit, but not of those who only ask whole models.
+    """
     kind = parameter.kind
     expected = InputError(f"{where}: {raw!r:.80}, expected {WORDS[kind]}")
-    if isinstance(raw, bool) and kind is not bool:
+    if isinstance(raw, bool) and kind is not bool and parameter.whole:
         raise expected
     try:
         value = pydantic.TypeAdapter(kind).validate_python(raw)

@@ -85,13 +85,13 @@ def merge_files(
             f"{recipe}: {described.merge_method} asks the models questions, use imm_jax.merge_files"
         )
     for note in notes(described):
-        logger.info(note)
+        logger.warning(note)
     checkpoints = {model: open_checkpoint(model) for model in described.models}
     vocabulary = _vocabulary(described, checkpoints)
     options = Options(untie, truncate_vocabulary)
     outputs = plan(described, checkpoints, vocabulary and vocabulary.size, options)
     for note in filter_notes(described, outputs):
-        logger.info(note)
+        logger.warning(note)
     sizes = [output.shape[0] for output in outputs if is_vocabulary(output.name)]
     if vocabulary is None and sizes:
         check_tokenizer_files(described, checkpoints, sizes[0])
