@@ -114,7 +114,6 @@ CASES = {
     "epsilon below 0": (della(0.5, -0.1), "parameters.epsilon: -0.1, expected at least 0"),
     "epsilon too wide": (della(0.9, 0.2), "parameters.epsilon: 0.2 with density 0.9 for all tensors, expected density - epsilon above 0 and density + epsilon below 1"),
     "epsilon too wide in the last layer": (della("[0.5, 0.1]", 0.2), "parameters.epsilon: 0.2 with density 0.1"),
-    "rescale where it is not supported": (TIES + "parameters: {rescale: true}", "parameters.rescale: True is not supported, expected False"),
     "weights that sum to 0": (LINEAR.replace("b}", "b, parameters: {weight: -1}}"), "parameters.weight: [1.0, -1.0] sum to 0 for all tensors, expected another sum or normalize: false"),
     "weights that sum to 0 in the last layer": (LINEAR.replace("b}", "b, parameters: {weight: [1, -1]}}"), "parameters.weight: [1.0, -1.0] sum to 0"),
     "float64": (TIES + "dtype: float64", "dtype: 'float64', expected bfloat16, float16 or float32"),
