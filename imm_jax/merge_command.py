@@ -84,7 +84,7 @@ def _merge_pair(args: argparse.Namespace) -> None:
         raise InputError(f"--drop-rate: {rate}, expected at least 0 and below 1")
     source, tokenizer = open_model(args.model)
     if args.from_:
-        tuned = _restore(args.from_)
+        tuned = _restore(args.from_, source)
         model, base = load_model(source.path)
         _check_fits(args.from_, base, tuned)
     else:
@@ -112,12 +112,18 @@ def _merge_pair(args: argparse.Namespace) -> None:
     print(args.output)
 
 
-def _restore(folder: str):
-    """The parameters in an Orbax checkpoint, alone or under ``params``."""
+def _restore(folder: str, source):
+    """The parameters in an Orbax checkpoint, ours or not, alone or under ``params``."""
     from imm_jax.checkpoints import restore
+    from imm_jax.models.layout import param_shapes
+    from imm_jax.models.load import read_config
+    from imm_jax.orbax_trees import find_tree, read_params
 
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
+    place = find_tree(Path(folder))
+    if place is not None:
+        return read_params(place, param_shapes(read_config(source)))
     tree = restore(folder)
     return tree.get("params", tree) if isinstance(tree, dict) else tree
 
