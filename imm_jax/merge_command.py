@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def _merge_pair(args: argparse.Namespace) -> None:
     from imm_jax.merging import drop_and_rescale, merge_params
     from imm_jax.models.huggingface.saving import save_model
     from imm_jax.models.load import load_model
+    from imm_jax.pair_card import pair_card
 
     weight = 0.5 if args.weight is None else args.weight
     rate = 0.0 if args.drop_rate is None else args.drop_rate
@@ -108,6 +110,15 @@ def _merge_pair(args: argparse.Namespace) -> None:
         tokenizer=tokenizer,
         generation_config=generation_config(source),
         max_shard_bytes=args.out_shard_size,
+        card=pair_card(
+            args.model,
+            args.from_ or args.second,
+            checkpoint=bool(args.from_),
+            weight=weight,
+            rate=rate,
+            seed=args.seed,
+            name=os.path.basename(os.path.abspath(args.output)),
+        ),
     )
     print(args.output)
 
