@@ -31,12 +31,12 @@ def positive(text: str) -> float:
 
 
 def size(text: str) -> float:
-    """Reads a number of bytes, with K, M or B for thousands, millions or billions."""
-    number, unit = text.rstrip("KMBkmb"), text[len(text.rstrip("KMBkmb")) :].upper()
-    factors = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
-    if not number.isdecimal() or unit not in factors or not int(number):
+    """Reads a number of bytes, with K, M or B (KB, MB, GB) for thousands, millions or billions."""
+    found = re.fullmatch(r"([0-9]+)(K|M|B|KB|MB|GB)?", text.upper())
+    if found is None or not int(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r}, expected a size such as 500M or 5B")
-    return int(number) * factors[unit]
+    factors = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
+    return int(found[1]) * factors[(found[2] or "")[:1]]
 
 
 def memory(text: str) -> float:

@@ -185,7 +185,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "Merge the models of a recipe (mergekit's YAML) into a new folder, in the memory of a few "
         "blocks unless the method asks the models questions; or a fine-tuned model with its base: "
         "base + weight * drop_and_rescale(tuned - base), with the base's tokenizer. After a kill, "
-        "the same command goes on.",
+        "the same command goes on with a recipe, and begins anew with BASE or a method that asks.",
         "imm-jax merge recipe.yaml merged/",
         optional="second",
         table=f"methods:\n{_methods()}\n\n",

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def _merge_pair(args: argparse.Namespace) -> None:
     from imm_jax.merging import drop_and_rescale, merge_params
     from imm_jax.models.huggingface.saving import save_model
     from imm_jax.models.load import load_model
+    from imm_jax.pair_card import pair_card
 
     weight = 0.5 if args.weight is None else args.weight
     rate = 0.0 if args.drop_rate is None else args.drop_rate
@@ -84,7 +86,7 @@ def _merge_pair(args: argparse.Namespace) -> None:
         raise InputError(f"--drop-rate: {rate}, expected at least 0 and below 1")
     source, tokenizer = open_model(args.model)
     if args.from_:
-        tuned = _restore(args.from_)
+        tuned = _restore(args.from_, source)
         model, base = load_model(source.path)
         _check_fits(args.from_, base, tuned)
     else:
@@ -108,16 +110,31 @@ def _merge_pair(args: argparse.Namespace) -> None:
         tokenizer=tokenizer,
         generation_config=generation_config(source),
         max_shard_bytes=args.out_shard_size,
+        card=pair_card(
+            args.model,
+            args.from_ or args.second,
+            checkpoint=bool(args.from_),
+            weight=weight,
+            rate=rate,
+            seed=args.seed,
+            name=os.path.basename(os.path.abspath(args.output)),
+        ),
     )
     print(args.output)
 
 
-def _restore(folder: str):
-    """The parameters in an Orbax checkpoint, alone or under ``params``."""
+def _restore(folder: str, source):
+    """The parameters in an Orbax checkpoint, ours or not, alone or under ``params``."""
     from imm_jax.checkpoints import restore
+    from imm_jax.models.layout import param_shapes
+    from imm_jax.models.load import read_config
+    from imm_jax.orbax_trees import find_tree, read_params
 
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
+    place = find_tree(Path(folder))
+    if place is not None:
+        return read_params(place, param_shapes(read_config(source)))
     tree = restore(folder)
     return tree.get("params", tree) if isinstance(tree, dict) else tree
 

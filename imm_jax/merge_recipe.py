@@ -71,7 +71,7 @@ def _merge_asking(
     recipe: Recipe, folder: str | os.PathLike, max_shard_bytes: float, should_stop: Callable
 ) -> None:
     for note in notes(recipe):
-        logger.info(note)
+        logger.warning(note)
     whole = plan_whole(recipe, folder, max_shard_bytes)
     (part,) = recipe.slices
     donor, tokenizer = open_model(str(whole.donor.folder))

@@ -73,6 +73,7 @@ from imm_jax.merging.protocol import (
 from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
 from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
+from imm_jax.merging.rescaling import rescaled
 from imm_jax.merging.search import SearchResult, merge_objective, search
 from imm_jax.merging.search_space import Interval
 from imm_jax.merging.selective import arcee_fusion, sce, select_by_variance, weigh_by_energy
@@ -145,6 +146,7 @@ __all__ = [
     "ramplus_tl",
     "random_bits",
     "regmean",
+    "rescaled",
     "scale",
     "sce",
     "search",

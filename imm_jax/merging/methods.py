@@ -19,6 +19,7 @@ from imm_jax.merging.protocol import (
     elementwise,
     transform,
 )
+from imm_jax.merging.rescaling import rescaled
 
 Shares = float | tuple[float, ...]
 
@@ -49,17 +50,26 @@ def task_arithmetic(normalize: bool = False, lambda_: float = 1.0) -> Chain:
     return chain(transforms.normalize_weights() if normalize else None, transforms.scale(lambda_))
 
 
+def _drop(drop: Transform | Chain, rescale: bool) -> Transform | Chain:
+    return rescaled(drop) if rescale else drop
+
+
 def ties(
-    density: Shares = 0.2, normalize: bool = True, lambda_: float = 1.0, scope: str = "tensor"
+    density: Shares = 0.2,
+    normalize: bool = True,
+    lambda_: float = 1.0,
+    scope: str = "tensor",
+    rescale: bool = False,
 ) -> Chain:
     """TIES: trim, elect signs, merge what agrees (Yadav et al. 2023, arXiv 2306.01708).
 
     ``scope="tensor"`` trims each tensor, as mergekit does; ``"model"`` trims over the whole model
-    and gives elections that tie the majority's sign, as the paper's reference code does.
+    and gives elections that tie the majority's sign, as the paper's reference code does. With
+    ``rescale`` what is left of a model is made as large in sum as all of it was (mergekit's).
     """
     zeros = "majority" if scope == "model" else "positive"
     return chain(
-        sparsify.trim(density, scope),
+        _drop(sparsify.trim(density, scope), rescale),
         transforms.elect_sign(normalize=normalize, zeros=zeros),
         transforms.scale(lambda_),
     )
@@ -122,18 +132,27 @@ def della_linear(
 
 
 def breadcrumbs(
-    density: Shares = 0.9, gamma: Shares = 0.01, normalize: bool = False, lambda_: float = 1.0
+    density: Shares = 0.9,
+    gamma: Shares = 0.01,
+    normalize: bool = False,
+    lambda_: float = 1.0,
+    rescale: bool = False,
 ) -> Chain:
     """Drop the largest and smallest deltas, then task arithmetic (arXiv 2312.06795)."""
-    return chain(sparsify.drop_outliers(density, gamma), task_arithmetic(normalize, lambda_))
+    drop = _drop(sparsify.drop_outliers(density, gamma), rescale)
+    return chain(drop, task_arithmetic(normalize, lambda_))
 
 
 def breadcrumbs_ties(
-    density: Shares = 0.9, gamma: Shares = 0.01, normalize: bool = False, lambda_: float = 1.0
+    density: Shares = 0.9,
+    gamma: Shares = 0.01,
+    normalize: bool = False,
+    lambda_: float = 1.0,
+    rescale: bool = False,
 ) -> Chain:
     """Drop the largest and smallest deltas, then sign election (arXiv 2312.06795)."""
     return chain(
-        sparsify.drop_outliers(density, gamma),
+        _drop(sparsify.drop_outliers(density, gamma), rescale),
         transforms.elect_sign(normalize=normalize),
         transforms.scale(lambda_),
     )

@@ -46,7 +46,7 @@ class Method:
 TASK = {"normalize": False, "lambda": 1.0}
 DARE = {"density": 0.8, "rescale": True, **TASK}
 DELLA = {"density": 0.5, "epsilon": 0.15, "rescale": True, **TASK}
-CRUMBS = {"density": 0.9, "gamma": 0.01, **TASK}
+CRUMBS = {"density": 0.9, "gamma": 0.01, "rescale": False, **TASK}
 PAIR = (1, 1)
 
 METHODS: dict[str, Method] = {
@@ -62,7 +62,7 @@ METHODS: dict[str, Method] = {
     "ties": Method(
         build=methods.ties,
         summary="trim small changes, elect signs, merge what agrees",
-        parameters={"density": 0.2, "scope": "tensor", **TASK, "normalize": True},
+        parameters={"density": 0.2, "scope": "tensor", "rescale": False, **TASK, "normalize": True},
     ),
     "dare_linear": Method(
         build=methods.dare_linear,

@@ -89,12 +89,13 @@ def check_names(
 
 
 ALIKE = ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-         "intermediate_size", "hidden_act", "rope_theta", "rope_scaling",
-         "rope_parameters")  # fmt: skip
+         "intermediate_size", "hidden_act")  # fmt: skip
 
 
 def check_alike(donor: Checkpoint, checkpoints: Iterable[Checkpoint]) -> None:
     """Refuses models that compute different things from tensors of the same shapes.
+
+    How they encode positions is no reason: see :mod:`imm_jax.recipes.positions`.
 
     Raises:
       InputError: names the file, the key and both values.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from imm_jax.errors import InputError
 from imm_jax.merging.table import METHODS, Method, table_rows
-from imm_jax.recipes.parameters import REQUIRED, Parameter, parameters_of
+from imm_jax.recipes.parameters import ELSEWHERE, MERGEKIT, REQUIRED, Parameter, parameters_of
 from imm_jax.recipes.types import Recipe
 
 
@@ -91,9 +91,13 @@ def row_of(method: str) -> Method | Asking:
 
 
 def known_parameters(method: str) -> dict[str, Parameter]:
-    """Everything that a recipe may tell the method, whether it asks or takes files."""
+    """Everything that a recipe may tell the method, whether it asks or takes files.
+
+    Methods of mergekit also take what only others of them have, as unused.
+    """
     own = dict(ASKING[method].parameters) if method in ASKING else {}
-    return (parameters_of(method) if method in METHODS else {}) | own
+    elsewhere = ELSEWHERE if method in MERGEKIT else {}
+    return elsewhere | (parameters_of(method) if method in METHODS else {}) | own
 
 
 def used_parameters(recipe: Recipe) -> dict[str, Parameter]:

@@ -89,7 +89,7 @@ def merged_config(
         text["vocab_size"] = sizes[0]
     if any(is_head(output.name) for output in outputs):
         for part in (config, text):
-            if part.get("tie_word_embeddings"):
+            if donor.tied or part.get("tie_word_embeddings"):  # what is absent may mean tied
                 part["tie_word_embeddings"] = False
     dtype = outputs[0].dtype.name
     for part in (config, text):

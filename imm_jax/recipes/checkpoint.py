@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imm_jax.errors import InputError
+from imm_jax.models.huggingface.family_tables import ties_by_default
 from imm_jax.models.huggingface.tensor_files import DTYPES, Entry, TensorReader, read_header
 from imm_jax.models.huggingface.weight_names import BUFFERS
 from imm_jax.models.huggingface.weights import CONFIG, find_tensors, read_json
@@ -62,8 +63,9 @@ class Checkpoint(TensorFiles):
 
     @property
     def tied(self) -> bool:
-        """Whether the embedding serves as the head."""
-        own = self.text.get("tie_word_embeddings", False)
+        """Whether the embedding serves as the head; where nothing says so, as in its family."""
+        kind = self.text.get("model_type", self.config.get("model_type"))
+        own = self.text.get("tie_word_embeddings", ties_by_default(str(kind)))
         return bool(self.config.get("tie_word_embeddings", own))
 
     def flat(self, name: str) -> np.ndarray:

@@ -22,8 +22,8 @@ class Parameter(NamedTuple):
       low: the least value.
       high: the largest.
       above: whether ``low`` itself is excluded.
-      use: ``"passed"`` to the method; ``"fixed"``: only the default is supported; ``"unused"``:
-        accepted because mergekit does, without any effect, as there.
+      use: ``"passed"`` to the method; ``"unused"``: accepted because mergekit does, without any
+        effect, as there.
       among: the words it may be; empty: any.
       whole: one value holds for the whole model: no gradient over layers, no filter.
     """
@@ -34,7 +34,7 @@ class Parameter(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
-    use: Literal["passed", "fixed", "unused"] = "passed"
+    use: Literal["passed", "unused"] = "passed"
     among: tuple[str, ...] = ()
     whole: bool = False
 
@@ -47,10 +47,9 @@ THRESHOLD = Parameter(float, 1e-5, low=0)  # of ram
 ON, OFF = Parameter(bool, True), Parameter(bool, False)
 UNUSED = {"int8_mask": OFF._replace(use="unused")}  # mergekit's masks in int8 save memory only
 TASK = {"weight": WEIGHT, "density": DENSITY, "lambda": Parameter(float, 1.0), "normalize": OFF}
-NO_RESCALE = {"rescale": OFF._replace(use="fixed")}
-DARE = TASK | {"density": DENSITY._replace(above=True), "rescale": ON}
+DARE = TASK | {"rescale": ON}
 DELLA = TASK | {"epsilon": EPSILON, "rescale": ON}
-CRUMBS = TASK | NO_RESCALE | {"gamma": GAMMA}
+CRUMBS = TASK | {"gamma": GAMMA, "rescale": OFF}
 
 # Names and defaults of mergekit 0.1.5, which hold in a recipe. METHODS has its own: the papers'
 # densities, which make a method do something where nothing is given, and a weight of 1.
@@ -60,7 +59,7 @@ MERGEKIT: dict[str, dict[str, Parameter]] = {
     "task_arithmetic": TASK
     | {"density": DENSITY._replace(use="unused"), "rescale": OFF._replace(use="unused")},
     # scope is our own: "model" trims over the whole model, as the paper's code does.
-    "ties": TASK | NO_RESCALE | {"normalize": ON, "scope": Parameter(str, "tensor")},
+    "ties": TASK | {"normalize": ON, "rescale": OFF, "scope": Parameter(str, "tensor")},
     "dare_linear": DARE,
     "dare_ties": DARE,
     "della": DELLA | {"normalize": ON},
@@ -86,6 +85,13 @@ MERGEKIT: dict[str, dict[str, Parameter]] = {
         "r": Parameter(float, 0.1),
         "alpha": Parameter(float, 0.2, low=0),
     },
+}
+# What some method of mergekit has, or had in older versions; it takes these names with any method,
+# without any effect.
+ELSEWHERE = {"embed_slerp": OFF._replace(use="unused")} | {
+    name: parameter._replace(use="unused")
+    for parameters in MERGEKIT.values()
+    for name, parameter in parameters.items()
 }
 # Methods of our own whose weight is a file of statistics, one for each model.
 FILES = {"fisher": "fisher"}
@@ -182,10 +188,13 @@ WORDS = {
 
 
 def _read_scalar(raw: Any, parameter: Parameter, where: str) -> Any:
-    """A value of the parameter's kind; "1e-3", a string in YAML 1.1, is a number as well."""
+    """A value of the parameter's kind; "1e-3", a string in YAML 1.1, is a number as well.
+
+    So is true, which is 1 to mergekit, but not of those who only ask whole models.
+    """
     kind = parameter.kind
     expected = InputError(f"{where}: {raw!r:.80}, expected {WORDS[kind]}")
-    if isinstance(raw, bool) and kind is not bool:
+    if isinstance(raw, bool) and kind is not bool and parameter.whole:
         raise expected
     try:
         value = pydantic.TypeAdapter(kind).validate_python(raw)
@@ -202,8 +211,6 @@ def _read_scalar(raw: Any, parameter: Parameter, where: str) -> Any:
         raise InputError(f"{where}: {raw!r:.80}, expected a finite number")
     if kind in (float, int):
         _check_range(value, parameter, where)
-    if parameter.use == "fixed" and value != parameter.default:
-        raise InputError(f"{where}: {raw!r} is not supported, expected {parameter.default!r}")
     return value
 
 

@@ -10,7 +10,7 @@ from imm_jax.merging.table import METHODS
 from imm_jax.recipes import schema
 from imm_jax.recipes.asking import ASKING, check_asking, known_parameters, row_of
 from imm_jax.recipes.names import read_chat_template, read_model, read_tokenizer
-from imm_jax.recipes.parameters import Settings, read_setting
+from imm_jax.recipes.parameters import MERGEKIT, Settings, parameters_of, read_setting
 from imm_jax.recipes.resolve import check_values
 from imm_jax.recipes.types import Model, Recipe, Slice, Source
 from imm_jax.yaml_files import read_yaml
@@ -21,8 +21,10 @@ MODULES = ("default", "text_decoder")  # mergekit's names of a text model, and o
 def load_recipe(path: str | os.PathLike) -> Recipe:
     """Reads a recipe: the YAML of mergekit 0.1.5, or of a method that mergekit does not have.
 
-    What mergekit ignores is refused here: unknown keys, and parameters that the method does not
-    have. Everything that can be known without the models is checked.
+    Parameters that only other methods of mergekit have are taken, as there, and
+    :func:`~imm_jax.recipes.resolve.notes` says that they have no effect. Keys and parameters that
+    nothing has, which mergekit ignores too, are refused. Everything that can be known without the
+    models is checked.
 
     Raises:
       InputError: names the file, the key, what it holds, and what was expected.
@@ -181,7 +183,10 @@ def _settings(raw: dict | None, method: str, at: str, of_model: bool = False) ->
             names = [n for n, p in known.items() if p.use == "passed"]
             hint = nearest(name, names) or f", expected one of {', '.join(names)}" if names else ""
             raise InputError(f"{at}.{name}: {method} has no such parameter{hint}")
-        if of_model and not known[name].each and known[name].use != "unused":
+        if method in MERGEKIT and name not in parameters_of(method):
+            settings[name] = ()  # mergekit does not even look at the value
+            continue
+        if of_model and not known[name].each and method not in MERGEKIT:
             raise InputError(
                 f"{at}.{name}: {method} has one {name} for all models, expected it under the "
                 "parameters of the recipe or of a slice"

@@ -158,13 +158,22 @@ def notes(recipe: Recipe) -> tuple[str, ...]:
     """Lines to tell the user: what the recipe sets without any effect."""
     table = known_parameters(recipe.merge_method)
     method = recipe.merge_method
-    return tuple(
-        f"{recipe.path}: {name} has no effect on {method}, here as in mergekit"
+    found = [
+        f"{name} has no effect on {method}, here as in mergekit"
         for name in names_set(recipe)
         if table[name].use == "unused"
-    ) + tuple(
-        f"{recipe.path}: the base model's {', '.join(source.parameters)} has no effect on {method}"
-        for part in recipe.slices
-        for source in part.sources
-        if source.model == part.base and source.parameters
-    )
+    ]
+    for part in recipe.slices:
+        found += [
+            f"the base model's {', '.join(source.parameters)} has no effect on {method}"
+            for source in part.sources
+            if source.model == part.base and source.parameters
+        ]
+        found += [
+            f"{source.model}'s {name} has no effect on {method}, here as in mergekit: it has one "
+            "for all models, under the parameters of the recipe or of a slice"
+            for source in part.models
+            for name in source.parameters
+            if table[name].use == "passed" and not table[name].each
+        ]
+    return tuple(f"{recipe.path}: {note}" for note in found)

@@ -24,7 +24,8 @@ from imm_jax.recipes.asking import asks
 from imm_jax.recipes.card import chat_template, check_tokenizer_files, write_beside
 from imm_jax.recipes.checkpoint import Checkpoint, is_vocabulary, open_checkpoint
 from imm_jax.recipes.finite import check_finite, is_finite
-from imm_jax.recipes.plan import Output, filter_notes, plan
+from imm_jax.recipes.plan import Output, donor_of, filter_notes, plan
+from imm_jax.recipes.positions import position_notes
 from imm_jax.recipes.recipe import load_recipe
 from imm_jax.recipes.resolve import notes
 from imm_jax.recipes.shards import (
@@ -85,13 +86,14 @@ def merge_files(
             f"{recipe}: {described.merge_method} asks the models questions, use imm_jax.merge_files"
         )
     for note in notes(described):
-        logger.info(note)
+        logger.warning(note)
     checkpoints = {model: open_checkpoint(model) for model in described.models}
     vocabulary = _vocabulary(described, checkpoints)
     options = Options(untie, truncate_vocabulary)
     outputs = plan(described, checkpoints, vocabulary and vocabulary.size, options)
-    for note in filter_notes(described, outputs):
-        logger.info(note)
+    positions = position_notes(donor_of(described, checkpoints), checkpoints.values())
+    for note in (*positions, *filter_notes(described, outputs)):
+        logger.warning(note)
     sizes = [output.shape[0] for output in outputs if is_vocabulary(output.name)]
     if vocabulary is None and sizes:
         check_tokenizer_files(described, checkpoints, sizes[0])

@@ -26,6 +26,21 @@ def _embedding(source: Any) -> Any:
     return {"model": source} if isinstance(source, str) else source
 
 
+def _name(value: Any) -> Any:
+    """A model's name; mergekit also has ``{model: NAME, lora: NAME}`` and ``{path, revision}``."""
+    if not isinstance(value, dict):
+        return value
+    known = ("model", "lora") if "model" in value else ("path", "revision")
+    for key, item in value.items():
+        if key not in known and item is not None:
+            raise InputError(f"unknown key {key}{nearest(key, known)}")
+    first, second = (_name(value.get(key)) for key in known)
+    if second is None:
+        return first
+    return f"{first}{'+' if known[1] == 'lora' else '@'}{second}"
+
+
+Name = Annotated[str, pydantic.BeforeValidator(_name)]
 DType = Annotated[str, pydantic.BeforeValidator(_dtype)]
 Parameters = dict[Any, Any] | None
 
@@ -46,21 +61,21 @@ class _Keys(pydantic.BaseModel):
 class ModelKeys(_Keys):
     """An entry of ``models``."""
 
-    model: str
+    model: Name
     parameters: Parameters = None
 
 
 class SourceKeys(ModelKeys):
     """An entry of a slice's ``sources``."""
 
-    layer_range: Annotated[list[pydantic.StrictInt], pydantic.Field(min_length=2, max_length=2)]
+    layer_range: Annotated[list[int], pydantic.Field(min_length=2, max_length=2)]
 
 
 class SliceKeys(_Keys):
     """An entry of ``slices``."""
 
     sources: Annotated[list[SourceKeys], pydantic.Field(min_length=1)]
-    base_model: str | None = None
+    base_model: Name | None = None
     residual_weight: Annotated[Any, pydantic.BeforeValidator(_no_residual)] = None
     parameters: Parameters = None
 
@@ -77,7 +92,7 @@ class EmbeddingKeys(_Keys):
     """Where a token's embedding comes from; without a kind: from the same token of ``model``."""
 
     kind: Literal["zero", "model_token"] | None = None
-    model: str | None = None
+    model: Name | None = None
     token_id: pydantic.StrictInt | None = None
     token: str | None = None
 
@@ -92,7 +107,7 @@ class TokenKeys(_Keys):
 class TokenizerKeys(_Keys):
     """What stands under ``tokenizer``."""
 
-    source: str = "union"
+    source: Name = "union"
     tokens: dict[str, TokenKeys] | None = None
     pad_to_multiple_of: Annotated[pydantic.StrictInt, pydantic.Field(ge=1)] | None = None
 
@@ -101,14 +116,15 @@ class RecipeKeys(_Keys):
     """The whole file."""
 
     merge_method: str
-    base_model: str | None = None
+    name: Any = None  # what the recipe calls itself; as mergekit, nothing is done with it
+    base_model: Name | None = None
     models: list[ModelKeys] | None = None
     slices: list[SliceKeys] | None = None
     modules: dict[str, ModuleKeys] | None = None
     parameters: Parameters = None
     dtype: DType | None = None
     out_dtype: DType | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: Name | None = None
     tokenizer: TokenizerKeys | None = None
     chat_template: str | None = None
 

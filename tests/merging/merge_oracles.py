@@ -49,6 +49,11 @@ def breadcrumbs_mask(d, density, gamma):
     return keep.reshape(d.shape)
 
 
+def rescale(left, before):
+    """What is left of a tensor, with the L1 norm that it had."""
+    return left * np.abs(before).sum() / np.abs(left).sum()
+
+
 def della_chance(d, density, epsilon, axis):
     if d.ndim < 2:
         axis = -1

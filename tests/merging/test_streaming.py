@@ -153,6 +153,13 @@ def test_rows_apart():
         assert_close(*both("nuslerp", {"matrix": SHAPES["matrix"]}, transform))
 
 
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_rescaled(scope):
+    """Sums in float32, which blocks add up in another order."""
+    assert_close(*both("ties", MODEL, merging.ties((0.3, 0.9), scope=scope, rescale=True)))
+    assert_close(*both("ties", SHAPES, merging.breadcrumbs(**CRUMBS, rescale=True)))
+
+
 # An empty tensor first, from which nothing can be guessed.
 MODEL = {
     "nothing": ((0,), np.float32),

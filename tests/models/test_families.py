@@ -9,7 +9,7 @@ import pytest
 from imm_jax.errors import InputError
 from imm_jax.models.config import RopeScaling
 from imm_jax.models.huggingface.families import config_from_hf, config_to_hf
-from imm_jax.models.huggingface.family_tables import FAMILIES
+from imm_jax.models.huggingface.family_tables import FAMILIES, TIED, ties_by_default
 from tests.models.published import PUBLISHED
 
 
@@ -45,6 +45,13 @@ def test_published_configs_are_read_as_transformers_reads_them(name):
         assert {k: getattr(ours.rope_scaling, k) for k in given} == given
     local = rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None
     assert ours.rope_local_base_freq == local
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *sorted(TIED), "gpt_neox", "phi3", "olmo2"])
+def test_heads_are_tied_by_default_as_in_transformers(family):
+    from transformers import AutoConfig
+
+    assert ties_by_default(family) == AutoConfig.for_model(family).tie_word_embeddings
 
 
 def test_multimodal_gemma_takes_token_ids_from_above():

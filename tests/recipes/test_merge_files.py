@@ -31,6 +31,7 @@ from tests.recipes.model_folders import (
     mean,
     read_config,
     read_tensors,
+    wide,
 )
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -159,6 +160,37 @@ def test_a_seed_decides_and_nothing_else_does(recipe, tmp_path):
     differing = {name for name in first if first[name] != third[name]}
     assert differing == {"model.safetensors", "README.md"}
     assert first.keys() == third.keys()
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_a_density_of_0_drops_everything(method, recipe, tmp_path):
+    """Of both models, at the first layer of one, and of one model beside another."""
+    text = f"""
+merge_method: {method}
+base_model: base
+models:
+  - {{model: one, parameters: {{density: ONE}}}}
+  - {{model: two, parameters: {{density: TWO}}}}
+parameters: {{weight: 0.5, normalize: true}}
+"""
+    base = read_tensors("base")
+    merged = {}
+    for one, two in (("0", "0"), ("[0, 1]", "0"), ("0", "0.5"), ("0.5", "0")):
+        out = tmp_path / f"{one}-{two}"
+        merge_files(recipe(text.replace("ONE", one).replace("TWO", two)), out, seed=2)
+        merged[one, two] = read_tensors(out)
+    assert_same(merged["0", "0"], base)
+    first, last = Q.format(0), Q.format(2)
+    np.testing.assert_array_equal(merged["[0, 1]", "0"][first], base[first])
+    share = 0.5 if method == "dare_linear" else 1.0  # of the models that agree
+    whole = wide(base[last]) + share * (wide(read_tensors("one")[last]) - base[last])
+    np.testing.assert_allclose(merged["[0, 1]", "0"][last], whole, rtol=0, atol=1e-7)
+    for (one, two), name in ((("0", "0.5"), "two"), (("0.5", "0"), "one")):
+        delta = wide(read_tensors(name)[last]) - base[last]
+        found = merged[one, two][last] - wide(base[last])
+        assert 0.3 < np.mean(found == 0) < 0.7
+        kept = found != 0
+        np.testing.assert_allclose(found[kept], 2 * share * delta[kept], rtol=1e-4, atol=1e-7)
 
 
 def test_an_empty_folder_is_taken_and_another_is_not(models, recipe, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Where merges differ from mergekit 0.1.5's on purpose; both sides are asserted."""
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -36,6 +37,39 @@ DIFFERENCES = {
     "changes_that_tie": "mergekit keeps exactly k elements, in bfloat16 an arbitrary part of those "
     "that tie with the k-th; we keep them all",
 }  # fmt: skip
+
+
+# What mergekit merges and is refused here: a line of a recipe, what mergekit does, our message.
+REFUSED = {
+    "unknown keys": (
+        "dtpye: bfloat16",
+        "passes over them in silence, as over parameters that no method has",
+        "unknown key dtpye (did you mean 'dtype'?)",
+    ),
+    "chat templates by name": (
+        "chat_template: chatml",
+        "has the texts of five",
+        "mergekit's own template 'chatml' is not included",
+    ),
+    "float64": ("dtype: float64", "writes it", "dtype: 'float64', expected bfloat16"),
+    "densities above 1": (
+        "parameters: {density: 1.5}",
+        "takes them for 1",
+        "parameters.density: 1.5, expected at least 0 and at most 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name, save, tmp_path):
+    line, _, message = REFUSED[name]
+    save(b=noise(0.01))
+    recipe = f"merge_method: ties\n{BASE}models: [{{model: b, parameters: {{weight: 1}}}}]\n{line}"
+    with contextlib.suppress(KeyError):  # float64, which our reader does not have
+        theirs(recipe, keep=tmp_path / "theirs")
+    assert list((tmp_path / "theirs").glob("*.safetensors"))
+    with pytest.raises(InputError, match=re.escape(message)):
+        ours(recipe)
 
 
 def test_every_difference_has_a_test():

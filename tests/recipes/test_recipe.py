@@ -5,6 +5,7 @@ mergekit is installed; the parity test makes it again.
 """
 
 import json
+import re
 
 import pytest
 
@@ -233,6 +234,60 @@ def test_notes_say_what_has_no_effect(load):
     masks, base = notes(recipe)
     assert masks == f"{recipe.path}: int8_mask has no effect on ties, here as in mergekit"
     assert base == f"{recipe.path}: the base model's weight has no effect on ties"
+
+
+IGNORED = {
+    "slerp": (
+        "base_model: a\nmodels: [{model: b}]",
+        "t: 0.5",
+        "normalize: true, embed_slerp: true",
+    ),
+    "model_stock": ("base_model: a\nmodels: [{model: b}, {model: c}]", "", "normalize: false"),
+    "linear": ("models: [{model: a}, {model: b}]", "weight: 1", "density: [0.5, x], gamma: 7"),
+    "arcee_fusion": ("base_model: a\nmodels: [{model: b}]", "", "t: 1"),
+    "ties": ("base_model: a\nmodels: [{model: b}]", "weight: 1", "epsilon: 2, select_topk: 3"),
+}
+
+
+@pytest.mark.parametrize("method", IGNORED)
+def test_what_only_other_methods_have_is_said_to_have_no_effect(method, load):
+    """mergekit takes these recipes without a word, and does not look at the values."""
+    models, own, more = IGNORED[method]
+    text = f"merge_method: {method}\n{models}\nparameters: "
+    plain, recipe = load(f"{text}{{{own}}}"), load(f"{text}{{{own}{', ' if own else ''}{more}}}")
+    assert notes(plain) == ()
+    names = re.findall(r"(\w+): ", more)
+    assert [re.search(r": (\w+) has no effect on (\w+), ", note).groups() for note in notes(recipe)
+            ] == [(name, method) for name in names]  # fmt: skip
+    (part,) = recipe.slices
+    args = ("x", ["x"] * len(part.sources), 0.5)
+    assert resolve(recipe, part, *args) == resolve(plain, plain.slices[0], *args)
+
+
+def test_what_all_models_share_has_no_effect_on_one(load):
+    recipe = load(TIES.replace("model: b", "model: b, parameters: {normalize: false}"))
+    (note,) = notes(recipe)
+    assert note.startswith(
+        f"{recipe.path}: b's normalize has no effect on ties, here as in mergekit"
+    )
+    assert resolve(recipe, recipe.slices[0], "x", "xx", 0).shared["normalize"] is True
+
+
+def test_other_spellings(load):
+    """What mergekit reads as the same."""
+    (part,) = load(
+        "name: my merge\nmerge_method: ties\nbase_model: {model: {path: a}}\n"
+        "models: [{model: {model: {path: b, revision: v}, lora: null}}, {model: {model: c}}]\n"
+        "parameters: {weight: true}\n"
+    ).slices
+    assert [s.model for s in part.sources] == [Model("b", "v"), Model("c"), Model("a")]
+    assert part.base == Model("a")
+    recipe = load(
+        "merge_method: passthrough\nslices:\n"
+        "  - sources: [{model: a, layer_range: ['0', '2'], parameters: {scale: [false, true]}}]\n"
+    )
+    assert recipe.slices[0].sources[0].layer_range == (0, 2)
+    assert resolve(recipe, recipe.slices[0], "x", ["x"], 0.75).each == ({"scale": 0.75},)
 
 
 def test_methods_of_our_own(load):

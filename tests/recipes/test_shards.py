@@ -4,9 +4,11 @@ import itertools
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imm_jax.arguments import parse
 from imm_jax.models.huggingface.tensor_files import Planned, read_header, write_tensors
 from imm_jax.recipes.shards import cut
 
@@ -35,3 +37,13 @@ def test_every_tensor_is_aligned(tmp_path):
     write_tensors(tmp_path / shard.file, shard.tensors, values)
     entries = read_header(tmp_path / shard.file)
     assert entries["b"].begin % 4 == 0 and entries["a"].begin % 2 == 0
+
+
+SIZES = {"700": 700, "8K": 8e3, "8KB": 8e3, "8kb": 8e3, "500M": 5e8, "500MB": 5e8, "5B": 5e9,
+         "5GB": 5e9}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_sizes_as_mergekit_and_as_everybody_writes_them(text):
+    args = parse(["merge", "recipe.yaml", "out", "--out-shard-size", text])
+    assert args.out_shard_size == SIZES[text]

@@ -227,6 +227,21 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# Other families that tie the head where their config.json does not say: files of any family are
+# merged.
+TIED = frozenset(
+    ["bloom", "cohere", "cohere2", "falcon", "gemma", "gemma2", "gemma3", "gemma3n_text", "gpt2",
+     "gpt_bigcode", "gpt_neo", "lfm2", "opt", "smollm3", "starcoder2"]
+)  # fmt: skip
+
+
+def ties_by_default(model_type: str) -> bool:
+    """Whether an absent ``tie_word_embeddings`` means that the embedding serves as the head."""
+    if model_type in FAMILIES:
+        return FAMILIES[model_type].defaults["tie_word_embeddings"]
+    return model_type in TIED
+
+
 MULTIMODAL = "gemma3"  # its text part is a gemma3_text
 MULTIMODAL_KEYS = frozenset(
     [

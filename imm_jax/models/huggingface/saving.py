@@ -48,6 +48,7 @@ def save_model(
     tokenizer: Any = None,
     generation_config: Mapping[str, Any] | None = None,
     max_shard_bytes: float = SHARD_BYTES,
+    card: str | None = None,
 ) -> None:
     """Writes a model folder that transformers and :func:`imm_jax.load_model` read.
 
@@ -62,6 +63,7 @@ def save_model(
       generation_config: what goes into ``generation_config.json``; by default the token ids of the
         config.
       max_shard_bytes: a file takes no more, unless for one tensor that is larger.
+      card: the text of a model card, if there is to be one.
 
     Raises:
       InputError: params do not fit the model, the tokenizer has more tokens than the model, the
@@ -87,6 +89,8 @@ def save_model(
             _write_json(beside / GENERATION_CONFIG, _generation(config, generation_config))
             if tokenizer is not None:
                 save_tokenizer(tokenizer, beside)
+            if card is not None:
+                (beside / "README.md").write_text(card, encoding="utf-8")
             _write_shards(beside, shards, leaves)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error

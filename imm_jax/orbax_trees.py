@@ -1,0 +1,104 @@
+"""Parameters out of checkpoints that other programs wrote with Orbax.
+
+They have no manifest of ours: what is there and in which shapes, Orbax's own metadata say.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from imm_jax.checkpoint_files import MANIFEST
+from imm_jax.checkpoints import orbax
+from imm_jax.errors import InputError, nearest
+from imm_jax.tree import path_str
+
+PyTree = Any
+
+TREE, FOLDER = "_METADATA", "_CHECKPOINT_METADATA"  # of a tree, of a finished folder
+ITEMS = ("", "default", "params", "state")  # below a step of a CheckpointManager
+INSIDE = "params"  # of a train state
+
+
+def find_tree(folder: Path) -> Path | None:
+    """Where Orbax's tree lies in ``folder``; None where it is ours, or holds none.
+
+    Raises:
+      InputError: the checkpoint is not finished, or the folder holds steps.
+    """
+    if (folder / MANIFEST).exists():
+        return None
+    found = next((folder / item for item in ITEMS if (folder / item / TREE).is_file()), None)
+    steps = sorted((p for p in folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    if found is None and steps and find_tree(steps[-1]) is not None:
+        listed = ", ".join(step.name for step in steps)
+        raise InputError(f"{folder}: holds the steps {listed}, expected one such as {steps[-1]}")
+    if found is not None and not _is_finished(folder):
+        raise InputError(f"{folder}: a checkpoint that Orbax did not finish")
+    return found
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether Orbax says when it was done; older versions had no such file."""
+    if ".orbax-checkpoint-tmp" in folder.name:
+        return False
+    try:
+        return bool(json.loads((folder / FOLDER).read_bytes()).get("commit_timestamp_nsecs"))
+    except FileNotFoundError:
+        return True
+    except (ValueError, AttributeError):
+        return False
+
+
+def read_params(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
+    """The parameters of a model out of a tree, alone or under ``params``, as NumPy arrays.
+
+    Args:
+      place: what :func:`find_tree` gave.
+      shapes: of every parameter by its path, as the model has them.
+
+    Raises:
+      InputError: other paths or shapes, found before an array is read, or it cannot be read.
+    """
+    ocp, path = orbax(), place.absolute()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            stored = checkpointer.metadata(path).item_metadata.tree
+            _check(place, _params(stored), shapes)
+            item = {INSIDE: stored[INSIDE]} if _params(stored) is not stored else stored
+            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+            wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+            return _params(checkpointer.restore(path, args=wanted))
+    except InputError:
+        raise
+    except Exception as error:  # of many classes: tensorstore's, json's, Orbax's own
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(f"{place}: Orbax cannot read it ({reason:.200})") from error
+
+
+def _params(tree: PyTree) -> PyTree:
+    return tree.get(INSIDE, tree) if isinstance(tree, dict) else tree
+
+
+def _check(place: Path, stored: PyTree, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    found = {
+        path_str(path): tuple(getattr(leaf, "shape", None) or ())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(stored)
+    }
+    for path, shape in shapes.items():
+        if path not in found:
+            extra = [other for other in found if other not in shapes]
+            raise InputError(
+                f"{place}: {path} is missing, which the model has with shape {list(shape)}"
+                f"{nearest(path, extra)}"
+            )
+        if found[path] != shape:
+            raise InputError(
+                f"{place}: {path} has shape {list(found[path])}, but {list(shape)} in the model"
+            )
+    extra = next((path for path in found if path not in shapes), None)
+    if extra is not None:
+        raise InputError(f"{place}: {extra} is there, which the model does not have")
