@@ -12,6 +12,7 @@ from imm_jax.errors import InputError
 from imm_jax.merging import exact, layout
 from imm_jax.merging.program import Inputs, run_all
 from imm_jax.merging.protocol import Chain, Transform, chain
+from imm_jax.merging.random_bits import threefry_key
 from imm_jax.merging.weights import Weight, resolve
 
 PyTree = Any
@@ -59,7 +60,8 @@ def merge_params(
         If ``tuned`` is a sequence of N models, a list or tuple (or an array ``[N]``) of weights
         gives each model its own; anything else is shared by all.
       transform: a transform or chain of them, applied from left to right.
-      key: for transforms that draw random numbers, which need it.
+      key: for transforms that draw random numbers, which need it: any ``jax.random.key``. Numbers
+        are drawn by threefry2x32; a key of another generator seeds it.
       stacked: which paths are stacks of layers ``[L, ...]``, each layer a tensor of its own to
         methods that look at whole tensors. Default: the leaves under ``"layers"``, at whatever
         depth (``"params/layers/..."``), if they agree in their first axis; layers that are listed
@@ -96,7 +98,8 @@ def merge_params(
         models = tuple(own if tree[i] is None else tree[i] for tree in trees)
         wide = exact.compute_dtype(leaf.dtype)
         inputs.append(Inputs(own, models, tuple(exact.to_double(w, wide) for w in row)))
-    results = run_all(leaves, transforms, inputs, key, donate)
+    drawn = None if key is None else threefry_key(key)
+    results = run_all(leaves, transforms, inputs, drawn, donate)
     out = list(base_leaves)
     for i, result in zip(merged, results, strict=True):
         out[i] = result
