@@ -159,16 +159,18 @@ def masked(inner: Transform | Chain, mask: Any) -> Chain:
     Args:
       inner: a transform or chain. What it measures over the whole model leaves masked parameters
         out.
-      mask: as in optax, a tree of booleans that is a prefix of the parameters; or a function of
-        the path without a layer's number (``"layers/attn/q/kernel"``) that returns a bool.
+      mask: as in optax, a tree of booleans that is a prefix of the parameters, with None where
+        they have None; or a function of the path without a layer's number
+        (``"layers/attn/q/kernel"``) that returns a bool.
     """
     if callable(mask):
         return tuple(_masked_one(item, mask) for item in chain(inner))
     paths, values, _ = flatten(mask)
-    for path, value in zip(paths, values, strict=True):
+    given = [(path, value) for path, value in zip(paths, values, strict=True) if value is not None]
+    for path, value in given:
         if not isinstance(value, (bool, np.bool_)):
             raise InputError(f"mask {path or '(whole)'} is {value!r:.40}; expected True or False")
-    table = tuple((path, bool(value)) for path, value in zip(paths, values, strict=True))
+    table = tuple((path, bool(value)) for path, value in given)
     return tuple(_masked_one(item, table) for item in chain(inner))
 
 
