@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 from jax import Array
 
 from imm_jax.errors import InputError, nearest
@@ -13,7 +12,7 @@ from imm_jax.merging.merge import merge_params
 from imm_jax.merging.protocol import Chain, Transform
 from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.spectral import iso_c, tsv
-from imm_jax.merging.weights import Weight, weight_sum_is_zero
+from imm_jax.merging.weights import Weight, plus, weight_sum_is_zero
 
 PyTree = Any
 
@@ -269,7 +268,7 @@ def _check_weight(method: str, row: Method, weight: Weight | None, arguments: di
         listed = weight if isinstance(weight, (list, tuple)) else [weight]
         if weight_sum_is_zero(listed):
             raise InputError(f"the weights of a linear merge sum to 0: {weight}")
-    return jax.tree.map(lambda w: w + 1, weight) if method == "expo" else weight
+    return plus(weight, 1) if method == "expo" else weight
 
 
 def methods_table() -> str:

@@ -289,6 +289,14 @@ def _stack(values: Sequence[Any]) -> Any:
     return np.asarray(values, np.float64)
 
 
+def plus(weight: Weight, amount: float) -> Weight:
+    """The weight, in whatever form, with ``amount`` added to its numbers."""
+    if callable(weight):
+        return lambda path: plus(weight(path), amount)
+    more = lambda w: w + amount if _is_number(w) or _is_array(w) else w
+    return jax.tree.map(lambda w: plus(w, amount) if callable(w) else more(w), weight)
+
+
 def weight_sum_is_zero(weights: Sequence[Any]) -> bool:
     """Whether weights that are known numbers sum to 0 (False where one is an array)."""
     return all(_is_number(w) for w in weights) and math.isclose(sum(weights), 0, abs_tol=1e-8)
