@@ -17,10 +17,11 @@ from imm_jax.merging.protocol import (
     Transform,
     chain,
     elementwise,
+    known,
     transform,
 )
 
-Shares = float | tuple[float, ...]
+Shares = sparsify.Share | tuple[sparsify.Share, ...]
 
 
 @transform
@@ -89,7 +90,8 @@ def dare_ties(
 def _dropped(density: Shares) -> Shares:
     if isinstance(density, (tuple, list)):
         return tuple(_dropped(d) for d in density)
-    if not 0 < density <= 1:
+    share = known(density)
+    if share is not None and not 0 < share <= 1:
         raise InputError(f"density is {density}; expected 0 < density <= 1")
     return 1 - density
 
