@@ -10,10 +10,11 @@ from jax import Array
 
 from imm_jax.errors import InputError
 from imm_jax.merging import exact, layout
+from imm_jax.merging.leaf_weights import leaf_weights
 from imm_jax.merging.program import Inputs, run_all
 from imm_jax.merging.protocol import Chain, Transform, chain
 from imm_jax.merging.random_bits import threefry_key
-from imm_jax.merging.weights import Weight, resolve
+from imm_jax.merging.weights import Weight
 
 PyTree = Any
 
@@ -86,12 +87,9 @@ def merge_params(
     if donate not in (None, "base", "tuned"):
         raise InputError(f"donate is {donate!r}; expected None, 'base' or 'tuned'")
     trees, several = layout.match(base, tuned)
-    paths, base_leaves, treedef = layout.flatten(base)
-    leaves = layout.describe(paths, base_leaves, stacked)
+    _, base_leaves, treedef = layout.flatten(base)
+    leaves, weights = leaf_weights(base, weight, len(trees) if several else None, stacked)
     merged = [i for i, x in enumerate(base_leaves) if layout.is_merged(x)]
-    index_of = {i: n for n, i in enumerate(merged)}
-    indices = treedef.unflatten([index_of.get(i) for i in range(len(base_leaves))])
-    weights = resolve(weight, indices, leaves, len(trees) if several else None)
     inputs = []
     for leaf, i, row in zip(leaves, merged, weights, strict=True):
         own = base_leaves[i]

@@ -9,57 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.merging.layout import Leaf
+from imm_jax.merging.ramps import Ramp, gradient, stack_numbers
 from imm_jax.tree import Place, find_layers
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Values over depth, through ``points`` at equal distances from the first layer to the last.
-
-    ``curve`` is how it goes from one point to the next: ``"linear"`` or ``"cosine"``. Make one with
-    :func:`ramp` or :func:`gradient`.
-    """
-
-    points: tuple
-    curve: str = "linear"
-
-    def at_layers(self, num_layers: int) -> Any:
-        """The values, ``[num_layers]``; float64 NumPy unless a point is traced."""
-        # A lone layer is the last one, as in mergekit.
-        depth = np.arange(num_layers) / (num_layers - 1) if num_layers > 1 else np.ones(num_layers)
-        at = depth * (len(self.points) - 1)
-        low = np.minimum(at.astype(int), max(len(self.points) - 2, 0))
-        share = at - low
-        if self.curve == "cosine":
-            share = (1 - np.cos(np.pi * share)) / 2
-        points = _stack(self.points)
-        return (1 - share) * points[low] + share * points[np.minimum(low + 1, len(self.points) - 1)]
-
-
-def ramp(start: float, stop: float, curve: str = "linear") -> Ramp:
-    """From ``start`` at the first layer to ``stop`` at the last, on a line or half a cosine.
-
-    A lone layer gets ``stop``.
-    """
-    if curve not in ("linear", "cosine"):
-        raise InputError(f"ramp curve {curve!r}: expected 'linear' or 'cosine'")
-    return Ramp((start, stop), curve)
-
-
-def gradient(points: Sequence[float]) -> Ramp:
-    """A gradient list as in mergekit: points at equal distances over depth, lines between them.
-
-    A lone layer gets the last point.
-    """
-    if not len(points):
-        raise InputError("a gradient needs at least one point, got an empty list")
-    return Ramp(tuple(points))
 
 
 @dataclass(frozen=True)
@@ -91,9 +47,6 @@ class LayerWeights:
         object.__setattr__(self, "patterns", tuple((str(p), v) for p, v in pairs))
 
 
-jax.tree_util.register_pytree_node(
-    Ramp, lambda r: (r.points, r.curve), lambda curve, points: Ramp(tuple(points), curve)
-)
 jax.tree_util.register_pytree_node(
     LayerWeights,
     lambda w: ((w.layers, w.default, [v for _, v in w.patterns]), [p for p, _ in w.patterns]),
@@ -249,7 +202,9 @@ def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
         if all(c is chosen[0] for c in chosen):
             return _for_leaf(over_depth(chosen[0], leaf), leaf)
         each = [over_depth(value, leaf) for value in chosen]
-        return _for_leaf(_stack([v[i] if np.ndim(v) else v for i, v in enumerate(each)]), leaf)
+        return _for_leaf(
+            stack_numbers([v[i] if np.ndim(v) else v for i, v in enumerate(each)]), leaf
+        )
 
     weights = [for_leaf(leaf) for leaf in leaves]
     paths = [leaf.path for leaf in leaves]
@@ -280,13 +235,6 @@ def _of_layer(path: str, layer: int) -> str:
         head, _, tail = path.partition("/")
         place = Place(head, tail, None)
     return place.of_layer(layer)
-
-
-def _stack(values: Sequence[Any]) -> Any:
-    """Stacks numbers in float64 NumPy, or in JAX if one of them is a JAX array."""
-    if any(isinstance(v, jax.Array) for v in values):
-        return jnp.stack([jnp.asarray(v, jnp.float32) for v in values])
-    return np.asarray(values, np.float64)
 
 
 def plus(weight: Weight, amount: float) -> Weight:

@@ -239,6 +239,38 @@ def test_expo_refuses_what_is_no_weight():
             merging.merge_models("expo", [drawn(1)], base=drawn(0), alpha=weight)
 
 
+CANCEL = {
+    "numbers": [1.0, -1.0],
+    "array": jnp.array([1.0, -1.0]),
+    "rounded": np.array([0.3, -0.1 - 0.2], np.float32),
+    "layers": [
+        merging.LayerWeights([1.0, 0.0], default=1.0),
+        merging.LayerWeights([1.0, 0.0], default=2.0),
+    ],
+    "functions": [lambda path: jnp.float32(path == "norm"), 0.0],
+    "elements": [{"layers": 1.0, "norm": np.array([1.0, 2.0, 3.0])}, {"layers": 1.0, "norm": -2.0}],
+}
+
+
+@pytest.mark.parametrize("weight", CANCEL.values(), ids=CANCEL)
+def test_a_mean_whose_weights_sum_to_0_is_refused(weight):
+    models = [drawn(1), drawn(2)]
+    with pytest.raises(InputError, match=r"weights of a linear merge sum to 0 in (layers/w|norm)"):
+        merging.merge_models("linear", models, weight=weight)
+    merging.merge_models("linear", models, weight=weight, normalize=False)
+
+
+def test_weights_of_a_mean_inside_jit_are_refused_where_they_are_known():
+    models = [drawn(1), drawn(2)]
+    merge = lambda *w: merging.merge_models("linear", models, weight=list(w))["norm"]
+    for known in (-1.0, jnp.float32(-1)):
+        with pytest.raises(InputError, match="sum to 0"):
+            jax.jit(lambda known=known: merge(1.0, known))()
+    one, two = (np.float64(model["norm"]) for model in models)
+    np.testing.assert_allclose(jax.jit(merge)(3.0, -1.0), (3 * one - two) / 2, rtol=1e-6)
+    assert np.all(np.isfinite(jax.jit(merge)(1.0, -1.0)))  # which nobody can know beforehand
+
+
 BAD = {
     "pattern": (merging.LayerWeights(0.5, patterns={"*/kernal": 1.0}), "'\\*/kernal' matches no"),
     "vector length": (merging.LayerWeights(jnp.ones(3), default=0.5), r"\(3,\).*has 4 layers"),
