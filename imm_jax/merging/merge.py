@@ -66,7 +66,8 @@ def merge_params(
       stacked: which paths are stacks of layers ``[L, ...]``, each layer a tensor of its own to
         methods that look at whole tensors. Default: the leaves under ``"layers"``, at whatever
         depth (``"params/layers/..."``), if they agree in their first axis; layers that are listed
-        (``"layers/3/..."``, ``"layers_3/..."``) are found too.
+        (``"layers/3/..."``, ``"layers_3/..."``) are found too. For weights of layers that are
+        listed under another name see :class:`LayerWeights`.
       donate: reuse the buffers of ``base`` or of ``tuned`` (the first of several) for the result.
         Those arrays cannot be used afterwards; one that stands in two places is kept.
 

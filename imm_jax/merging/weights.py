@@ -14,6 +14,7 @@ from jax import Array
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.merging.layout import Leaf
+from imm_jax.merging.numbered import number_layers
 from imm_jax.merging.ramps import Ramp, gradient, stack_numbers
 from imm_jax.tree import Place, find_layers
 
@@ -34,6 +35,11 @@ class LayerWeights:
         without a layer's number (``"layers/3/*"``); a whole part of the tree may be named by its
         path (``"layers/mlp"``). One that matches nothing is an InputError, and so are values over
         depth for a tree in which no layers are found.
+      named: what the layers are called where it is not ``"layers"``: ``"block"`` for ``"block_0"``,
+        ``"transformer.h"`` for ``"transformer.h.0"``, their path or the end of it. Without it, and
+        where nothing is called ``"layers"``, they are what is numbered from 0 without a gap and
+        alike in each; an InputError names those that could be meant. Weights alone know of them:
+        paths and random numbers are those of a tree without layers.
 
     It is a pytree, so its numbers may be traced, batched and differentiated.
     """
@@ -41,6 +47,7 @@ class LayerWeights:
     layers: Any
     default: Any = None
     patterns: Any = ()
+    named: str | None = None
 
     def __post_init__(self):
         pairs = self.patterns.items() if isinstance(self.patterns, Mapping) else self.patterns
@@ -49,8 +56,11 @@ class LayerWeights:
 
 jax.tree_util.register_pytree_node(
     LayerWeights,
-    lambda w: ((w.layers, w.default, [v for _, v in w.patterns]), [p for p, _ in w.patterns]),
-    lambda names, parts: LayerWeights(parts[0], parts[1], list(zip(names, parts[2], strict=True))),
+    lambda w: (
+        (w.layers, w.default, [v for _, v in w.patterns]),
+        ([p for p, _ in w.patterns], w.named),
+    ),
+    lambda aux, parts: LayerWeights(*parts[:2], list(zip(aux[0], parts[2], strict=True)), aux[1]),
 )
 
 Weight = float | Array | Callable[[str], Any] | LayerWeights | Any
@@ -162,10 +172,14 @@ def _require_layer(leaf: Leaf, what: str) -> None:
 def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
     matched: set[str] = set()
     alone = _is_number(spec.layers) or (_is_array(spec.layers) and spec.layers.ndim == 0)
+    everywhere = alone and spec.default is None
+    if spec.named or not (everywhere or any(leaf.num_layers is not None for leaf in leaves)):
+        leaves = number_layers(leaves, spec.named)
     if leaves and not alone and all(leaf.num_layers is None for leaf in leaves):
         raise InputError(
             "LayerWeights: no layers for its values over depth, the first parameter is "
-            f"{leaves[0].leaf_path}; expected 'layers' in paths, stacked or numbered, or stacked="
+            f"{leaves[0].leaf_path}; expected 'layers' in paths, stacked or numbered, or named= or "
+            "stacked="
         )
 
     def value_for(leaf: Leaf, layer: int | None) -> Any:
