@@ -65,7 +65,7 @@ def describe(
     at several depths, the outermost are meant; several at one depth may differ in their number.
 
     Raises:
-      InputError: leaves that ``stacked`` names do not share their first axis, or a leaf has a dtype
+      InputError: leaves that ``stacked`` names do not share their first axis, a leaf has a dtype
         that is not computed in.
     """
     chosen = [(p, x) for p, x in zip(paths, leaves, strict=True) if is_merged(x)]
@@ -171,6 +171,23 @@ def _check_leaf(name: str, path: str, x: Any, y: Any) -> None:
         return
     if np.shape(y) != tuple(x.shape):
         raise InputError(f"{name} {path} has shape {np.shape(y)}; base has {tuple(x.shape)}")
+    here, there = _committed(x), _committed(y)
+    if here and there and here != there:
+        raise InputError(
+            f"{name} {path} lies on {_devices(there)}; base lies on {_devices(here)}: "
+            "move it by jax.device_put"
+        )
     if not is_merged(y):
         kind = getattr(y, "dtype", type(y).__name__)
         raise InputError(f"{name} {path} is {kind}; base has floating numbers there ({x.dtype})")
+
+
+def _committed(x: Any) -> frozenset:
+    """The devices that an array is bound to; none where it may be moved."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "committed", False):
+        return frozenset()
+    return frozenset(x.sharding.device_set)
+
+
+def _devices(devices: frozenset) -> str:
+    return str(next(iter(devices))) if len(devices) == 1 else f"{len(devices)} devices"

@@ -75,8 +75,8 @@ def merge_params(
       A tree like ``base``: its structure, dtypes and shardings.
 
     Raises:
-      InputError: structures or shapes differ (named), a weight does not fit, a pattern matches
-        nothing, or a key is missing or none.
+      InputError: structures, shapes or devices differ (named), a weight does not fit, a pattern matches nothing, or a key is missing
+        or none.
     """
     transforms = chain(transform)
     for item in transforms:

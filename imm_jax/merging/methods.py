@@ -18,6 +18,7 @@ from imm_jax.merging.protocol import (
     chain,
     elementwise,
     known,
+    require_flags,
     transform,
 )
 
@@ -42,11 +43,13 @@ def linear(normalize: bool = True) -> Chain:
 
     With normalize=False not divided by the sum of the weights.
     """
+    require_flags(normalize=normalize)
     return chain(transforms.normalize_weights() if normalize else weighted_models())
 
 
 def task_arithmetic(normalize: bool = False, lambda_: float = 1.0) -> Chain:
     """``base + lambda sum_i w_i delta_i`` (Ilharco et al. 2023, arXiv 2212.04089)."""
+    require_flags(normalize=normalize)
     return chain(transforms.normalize_weights() if normalize else None, transforms.scale(lambda_))
 
 

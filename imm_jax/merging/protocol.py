@@ -201,6 +201,13 @@ def require_share(value: Any, name: str, below_one: bool = False) -> None:
             raise InputError(f"{name} is {v}; expected 0 <= {name} {'<' if below_one else '<='} 1")
 
 
+def require_flags(**flags: Any) -> None:
+    """Raises InputError unless each is True or False (or 1 or 0)."""
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_, int, float)) or value not in (0, 1):
+            raise InputError(f"{name} is {value!r:.60}; expected True or False")
+
+
 def fan_in_axis(path: str) -> int:
     """The axis that a layer sums over: -2 for kernels ``[in, out]``, -1 for everything else.
 

@@ -21,6 +21,7 @@ from imm_jax.merging.protocol import (
     fan_in_axis,
     for_models,
     known,
+    require_flags,
     require_share,
     transform,
 )
@@ -44,6 +45,7 @@ def drop_and_rescale(rate: Share | tuple[Share, ...] = 0.2, rescale: bool = True
       rescale: False keeps the others as they are.
     """
     require_share(rate, "rate", below_one=True)
+    require_flags(rescale=rescale)
 
     def apply(vectors: TaskVectors, tensor: Tensor, _: Any) -> TaskVectors:
         rates = for_models(rate, len(vectors.deltas), "rate")
@@ -192,6 +194,7 @@ def drop_by_magnitude(
         sums over, so that a row is the inputs of one output.
     """
     require_share(density, "density")
+    require_flags(rescale=rescale)
     count = max(len(v) if isinstance(v, tuple) else 1 for v in (density, epsilon))
     pairs = zip(for_models(density, count, "density"), for_models(epsilon, count, "epsilon"))
     for d, e in ((known(d), known(e)) for d, e in pairs):

@@ -6,6 +6,7 @@ pass, do their geometry on vectors of coefficients, and add up in a second pass.
 written as coefficients ``[1 + N]`` of (base, delta_1, ..., delta_N); ``<x, y> = x G y``.
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from imm_jax.merging.protocol import (
     as_double,
     elementwise,
     fan_in_axis,
+    require_flags,
     shareable,
     transform,
 )
@@ -142,6 +144,7 @@ def nuslerp(
       nuslerp_row_wise: with nuslerp_flatten=False, take the other axis.
       about_base: interpolate the task vectors and add them to the base; False: the tensors.
     """
+    require_flags(nuslerp_flatten=nuslerp_flatten, nuslerp_row_wise=nuslerp_row_wise)
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array | None) -> TaskVectors:
         _require_models(vectors, 2, "nuslerp")
@@ -182,6 +185,7 @@ def model_stock(filter_wise: bool = False) -> Transform:
     Args:
       filter_wise: an angle for each row of inputs instead of each tensor.
     """
+    require_flags(filter_wise=filter_wise)
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array | None) -> TaskVectors:
         count = len(vectors.deltas)
@@ -234,6 +238,7 @@ def multislerp(
       eps: lengths below it count as 0.
       about_base: interpolate the task vectors and add them to the base; False: the tensors.
     """
+    require_flags(normalize_weights=normalize_weights)
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array) -> TaskVectors:
         xs, shares = _models(gram, about_base), _shares(vectors, normalize_weights)
@@ -262,6 +267,8 @@ def karcher(max_iter: int = 10, tol: float = 1e-5, about_base: bool = False) -> 
     1977; mergekit's karcher, where ``a_i = 1/N``). Tensors with a norm below ``tol`` have no
     direction and count for the norm only.
     """
+    if not isinstance(max_iter, numbers.Integral) or max_iter < 0:
+        raise InputError(f"max_iter is {max_iter!r:.60}; expected a whole number >= 0")
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array) -> TaskVectors:
         xs, shares = _models(gram, about_base), _shares(vectors)

@@ -22,6 +22,7 @@ from imm_jax.merging.protocol import (
     chain,
     elementwise,
     map_deltas,
+    require_flags,
     transform,
 )
 from imm_jax.merging.statistics import Totals
@@ -80,6 +81,8 @@ def elect_sign(
     ):
         if value not in known:
             raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+
+    require_flags(normalize=normalize)
 
     def votes(vectors: TaskVectors) -> Array:
         parts = [d.hi * w.hi for d, w in zip(vectors.deltas, vectors.weights, strict=True)]
@@ -148,7 +151,10 @@ def clip(limit: float) -> Transform:
 @transform
 def cast(dtype: Any) -> Transform:
     """Rounds every delta to ``dtype`` and back, as storing it in that dtype would."""
-    info = jnp.finfo(dtype)
+    try:
+        info = jnp.finfo(dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"dtype is {dtype!r:.60}; expected one of floating numbers") from error
     rounded = lambda d, tensor: jax.lax.reduce_precision(d, info.nexp, info.nmant)
     return map_deltas(rounded, same_everywhere=True, reach="element")
 

@@ -70,6 +70,7 @@ SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from imm_jax import merging
+from imm_jax.errors import InputError
 
 assert len(jax.devices()) == 8
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
@@ -105,6 +106,14 @@ for name, (transform, count) in {**exact, **close}.items():
         for x, y, z in zip(*map(jax.tree.leaves, (out, before, alone))):
             assert x.sharding == y.sharding, (name, x.sharding, y.sharding)
             assert np.array_equal(x, z) if name in exact else np.allclose(x, z, atol=1e-6), name
+try:
+    merging.merge_params(*(jax.device_put(trees[0], jax.devices()[i]) for i in (0, 3)))
+except InputError as error:
+    assert str(error).startswith("tuned layers/w lies on ") and "device_put" in str(error), error
+else:
+    raise AssertionError("arrays on different devices")
+uncommitted = merging.merge_params(sharded[0], trees[1])  # these may be moved
+assert uncommitted["layers"]["w"].sharding == sharded[0]["layers"]["w"].sharding
 print("same on 8 devices")
 """
 

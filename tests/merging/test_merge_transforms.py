@@ -283,6 +283,8 @@ BAD = {
     "method": (lambda: merging.elect_sign("mean"), "method is 'mean'"),
     "limit": (lambda: merging.clip(-1.0), "limit is -1.0"),
     "dare": (lambda: merging.dare_linear(0.0), "density is 0.0"),
+    "integers": (lambda: merging.cast(jnp.int8), "dtype is .*int8.*; expected one of floating"),
+    "no dtype": (lambda: merging.cast("nope"), "dtype is 'nope'; expected one of floating"),
 }
 
 
