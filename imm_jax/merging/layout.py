@@ -1,5 +1,6 @@
 """Which leaves of a tree a merge works on, and which of them are stacks of layers."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -66,12 +67,13 @@ def describe(
 
     Raises:
       InputError: leaves that ``stacked`` names do not share their first axis, a leaf has a dtype
-        that is not computed in.
+        that is not computed in, or two have the same path.
     """
     chosen = [(p, x) for p, x in zip(paths, leaves, strict=True) if is_merged(x)]
     for path, x in chosen:
         if jnp.finfo(x.dtype).bits < 8:
             raise InputError(f"{path} is {x.dtype}; expected floating numbers of 8 bits or more")
+    require_distinct([path for path, _ in chosen])
     places = _outermost({p: tree.find_layers(p) for p, _ in chosen})
     if stacked is None:
         heads = {p: place.head for p, place in places.items() if place.number is None}
@@ -107,6 +109,18 @@ def describe(
         return Leaf(path, place.path, place.number, False, counts[place.head], *array(x))
 
     return [leaf(path, x) for path, x in chosen]
+
+
+def require_distinct(paths: Sequence[str], below: bool = False) -> None:
+    """Raises InputError where a ``/`` in a key makes two paths one, or ``below``, one of a part."""
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise InputError(f"{count} leaves have the path {path!r}; rename a key with '/' in it")
+    known = set(paths)
+    for path in known if below else ():
+        above = itertools.accumulate(path.split("/")[:-1], "{}/{}".format)
+        for other in known.intersection(above):
+            raise InputError(f"{path!r} lies below {other!r} too; rename a key with '/' in it")
 
 
 def _commonness(x: Any, candidates: dict) -> int:

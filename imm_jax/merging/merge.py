@@ -75,7 +75,7 @@ def merge_params(
       A tree like ``base``: its structure, dtypes and shardings.
 
     Raises:
-      InputError: structures, shapes or devices differ (named), a weight does not fit, a pattern matches nothing, or a key is missing
+      InputError: structures, shapes or devices differ (named), two leaves have one path, a weight does not fit, a pattern matches nothing, or a key is missing
         or none.
     """
     transforms = chain(transform)

@@ -12,7 +12,7 @@ from jax import Array
 from imm_jax.errors import InputError
 from imm_jax.merging import exact
 from imm_jax.merging.exact import to_double
-from imm_jax.merging.layout import flatten
+from imm_jax.merging.layout import flatten, require_distinct
 from imm_jax.merging.protocol import (
     Chain,
     TaskVectors,
@@ -176,6 +176,7 @@ def masked(inner: Transform | Chain, mask: Any) -> Chain:
     for path, value in given:
         if not isinstance(value, (bool, np.bool_)):
             raise InputError(f"mask {path or '(whole)'} is {value!r:.40}; expected True or False")
+    require_distinct([path for path, _ in given], below=True)
     table = tuple((path, bool(value)) for path, value in given)
     return tuple(_masked_one(item, table) for item in chain(inner))
 

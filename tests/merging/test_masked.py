@@ -50,3 +50,15 @@ def test_masked_parameters_do_not_count_in_a_measure():
     trim = merging.masked(merging.trim(0.3, "model"), {"a": False, "b": True})
     out = merging.merge_params(base, tuned, weight=1.0, transform=trim)
     assert out["b"].tolist() == [0, 0, 0, 0, 0, 0, 0, 7, 8, 9] and float(out["a"][0]) == 100
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        ({"a/b": True, "a": {"b": False}}, "2 leaves have the path 'a/b'"),
+        ({"a/b": True, "a": False}, "'a/b' lies below 'a' too; rename a key with '/' in it"),
+    ],
+)
+def test_a_mask_with_one_path_for_two_is_refused(mask, message):
+    with pytest.raises(InputError, match=message):
+        merging.masked(merging.scale(0.5), mask)
