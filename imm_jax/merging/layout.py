@@ -73,6 +73,8 @@ def describe(
     for path, x in chosen:
         if jnp.finfo(x.dtype).bits < 8:
             raise InputError(f"{path} is {x.dtype}; expected floating numbers of 8 bits or more")
+        if x.dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise InputError(f"{path} is float64; enable jax_enable_x64, or give float32")
     require_distinct([path for path, _ in chosen])
     places = _outermost({p: tree.find_layers(p) for p, _ in chosen})
     if stacked is None:

@@ -46,7 +46,8 @@ def merge_params(
 
     Args:
       base: any pytree. Its arrays of a real floating dtype are merged; every other leaf (None,
-        integers, booleans, keys, Python objects) is returned as it is in ``base``.
+        integers, booleans, keys, Python objects) is returned as it is in ``base``. float64 needs
+        ``jax_enable_x64``, also in NumPy.
       tuned: a tree of the same structure, or a list or tuple of such trees. None in place of an
         array means that this model did not change it.
       weight: what each model's task vector is multiplied with:
@@ -75,7 +76,8 @@ def merge_params(
       A tree like ``base``: its structure, dtypes and shardings.
 
     Raises:
-      InputError: structures, shapes or devices differ (named), two leaves have one path, a weight does not fit, a pattern matches nothing, or a key is missing
+      InputError: structures, shapes or devices differ (named), two leaves have one path, a leaf is
+        float64 without x64, a weight does not fit, a pattern matches nothing, or a key is missing
         or none.
     """
     transforms = chain(transform)
