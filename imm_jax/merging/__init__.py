@@ -71,6 +71,7 @@ from imm_jax.merging.protocol import (
     transform,
 )
 from imm_jax.merging.ram import ram, ramplus_tl
+from imm_jax.merging.ramps import Ramp, gradient, ramp
 from imm_jax.merging.random_bits import bernoulli, fold_path, random_bits
 from imm_jax.merging.regmean import collect_grams, gram, gram_sums, regmean
 from imm_jax.merging.rescaling import rescaled
@@ -84,7 +85,7 @@ from imm_jax.merging.spherical import karcher, model_stock, multislerp, nuslerp,
 from imm_jax.merging.statistics import Largest, Ranks, Totals
 from imm_jax.merging.table import METHODS, Method, merge_models
 from imm_jax.merging.transforms import cast, clip, elect_sign, masked, normalize_weights, scale
-from imm_jax.merging.weights import LayerWeights, Ramp, gradient, ramp
+from imm_jax.merging.weights import LayerWeights
 
 __all__ = [
     "METHODS",

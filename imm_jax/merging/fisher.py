@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from imm_jax.errors import InputError
+from imm_jax.merging.layout import is_merged
+from imm_jax.tree import path_str
+
 PyTree = Any
 
 
@@ -26,8 +30,17 @@ def diagonal_fisher(
 
     Returns:
       A float32 tree like ``params``. One gradient is in memory at a time.
+
+    Raises:
+      InputError: a leaf is no array of floating numbers, or there are no examples.
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not is_merged(leaf):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise InputError(f"{path_str(path)} is {kind}; expected floating numbers to derive by")
     count = jax.tree.leaves(examples)[0].shape[0]
+    if not count:
+        raise InputError("there are no examples; expected at least one")
 
     def add(total: PyTree, example: PyTree) -> tuple[PyTree, None]:
         grads = jax.grad(loss)(params, example)

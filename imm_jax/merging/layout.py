@@ -1,5 +1,6 @@
 """Which leaves of a tree a merge works on, and which of them are stacks of layers."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -65,13 +66,16 @@ def describe(
     at several depths, the outermost are meant; several at one depth may differ in their number.
 
     Raises:
-      InputError: leaves that ``stacked`` names do not share their first axis, or a leaf has a dtype
-        that is not computed in.
+      InputError: leaves that ``stacked`` names do not share their first axis, a leaf has a dtype
+        that is not computed in, or two have the same path.
     """
     chosen = [(p, x) for p, x in zip(paths, leaves, strict=True) if is_merged(x)]
     for path, x in chosen:
         if jnp.finfo(x.dtype).bits < 8:
             raise InputError(f"{path} is {x.dtype}; expected floating numbers of 8 bits or more")
+        if x.dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise InputError(f"{path} is float64; enable jax_enable_x64, or give float32")
+    require_distinct([path for path, _ in chosen])
     places = _outermost({p: tree.find_layers(p) for p, _ in chosen})
     if stacked is None:
         heads = {p: place.head for p, place in places.items() if place.number is None}
@@ -107,6 +111,18 @@ def describe(
         return Leaf(path, place.path, place.number, False, counts[place.head], *array(x))
 
     return [leaf(path, x) for path, x in chosen]
+
+
+def require_distinct(paths: Sequence[str], below: bool = False) -> None:
+    """Raises InputError where a ``/`` in a key makes two paths one, or ``below``, one of a part."""
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise InputError(f"{count} leaves have the path {path!r}; rename a key with '/' in it")
+    known = set(paths)
+    for path in known if below else ():
+        above = itertools.accumulate(path.split("/")[:-1], "{}/{}".format)
+        for other in known.intersection(above):
+            raise InputError(f"{path!r} lies below {other!r} too; rename a key with '/' in it")
 
 
 def _commonness(x: Any, candidates: dict) -> int:
@@ -171,6 +187,23 @@ def _check_leaf(name: str, path: str, x: Any, y: Any) -> None:
         return
     if np.shape(y) != tuple(x.shape):
         raise InputError(f"{name} {path} has shape {np.shape(y)}; base has {tuple(x.shape)}")
+    here, there = _committed(x), _committed(y)
+    if here and there and here != there:
+        raise InputError(
+            f"{name} {path} lies on {_devices(there)}; base lies on {_devices(here)}: "
+            "move it by jax.device_put"
+        )
     if not is_merged(y):
         kind = getattr(y, "dtype", type(y).__name__)
         raise InputError(f"{name} {path} is {kind}; base has floating numbers there ({x.dtype})")
+
+
+def _committed(x: Any) -> frozenset:
+    """The devices that an array is bound to; none where it may be moved."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "committed", False):
+        return frozenset()
+    return frozenset(x.sharding.device_set)
+
+
+def _devices(devices: frozenset) -> str:
+    return str(next(iter(devices))) if len(devices) == 1 else f"{len(devices)} devices"

@@ -10,9 +10,11 @@ from jax import Array
 
 from imm_jax.errors import InputError
 from imm_jax.merging import exact, layout
+from imm_jax.merging.leaf_weights import leaf_weights
 from imm_jax.merging.program import Inputs, run_all
 from imm_jax.merging.protocol import Chain, Transform, chain
-from imm_jax.merging.weights import Weight, resolve
+from imm_jax.merging.random_bits import threefry_key
+from imm_jax.merging.weights import Weight
 
 PyTree = Any
 
@@ -44,7 +46,8 @@ def merge_params(
 
     Args:
       base: any pytree. Its arrays of a real floating dtype are merged; every other leaf (None,
-        integers, booleans, keys, Python objects) is returned as it is in ``base``.
+        integers, booleans, keys, Python objects) is returned as it is in ``base``. float64 needs
+        ``jax_enable_x64``, also in NumPy.
       tuned: a tree of the same structure, or a list or tuple of such trees. None in place of an
         array means that this model did not change it.
       weight: what each model's task vector is multiplied with:
@@ -59,11 +62,13 @@ def merge_params(
         If ``tuned`` is a sequence of N models, a list or tuple (or an array ``[N]``) of weights
         gives each model its own; anything else is shared by all.
       transform: a transform or chain of them, applied from left to right.
-      key: for transforms that draw random numbers, which need it.
+      key: for transforms that draw random numbers, which need it: any ``jax.random.key``. Numbers
+        are drawn by threefry2x32; a key of another generator seeds it.
       stacked: which paths are stacks of layers ``[L, ...]``, each layer a tensor of its own to
         methods that look at whole tensors. Default: the leaves under ``"layers"``, at whatever
         depth (``"params/layers/..."``), if they agree in their first axis; layers that are listed
-        (``"layers/3/..."``, ``"layers_3/..."``) are found too.
+        (``"layers/3/..."``, ``"layers_3/..."``) are found too. For weights of layers that are
+        listed under another name see :class:`LayerWeights`.
       donate: reuse the buffers of ``base`` or of ``tuned`` (the first of several) for the result.
         Those arrays cannot be used afterwards; one that stands in two places is kept.
 
@@ -71,8 +76,9 @@ def merge_params(
       A tree like ``base``: its structure, dtypes and shardings.
 
     Raises:
-      InputError: structures or shapes differ (named), a weight does not fit, a pattern matches
-        nothing, or a key is missing or none.
+      InputError: structures, shapes or devices differ (named), two leaves have one path, a leaf is
+        float64 without x64, a weight does not fit, a pattern matches nothing, or a key is missing
+        or none.
     """
     transforms = chain(transform)
     for item in transforms:
@@ -84,19 +90,17 @@ def merge_params(
     if donate not in (None, "base", "tuned"):
         raise InputError(f"donate is {donate!r}; expected None, 'base' or 'tuned'")
     trees, several = layout.match(base, tuned)
-    paths, base_leaves, treedef = layout.flatten(base)
-    leaves = layout.describe(paths, base_leaves, stacked)
+    _, base_leaves, treedef = layout.flatten(base)
+    leaves, weights = leaf_weights(base, weight, len(trees) if several else None, stacked)
     merged = [i for i, x in enumerate(base_leaves) if layout.is_merged(x)]
-    index_of = {i: n for n, i in enumerate(merged)}
-    indices = treedef.unflatten([index_of.get(i) for i in range(len(base_leaves))])
-    weights = resolve(weight, indices, leaves, len(trees) if several else None)
     inputs = []
     for leaf, i, row in zip(leaves, merged, weights, strict=True):
         own = base_leaves[i]
         models = tuple(own if tree[i] is None else tree[i] for tree in trees)
         wide = exact.compute_dtype(leaf.dtype)
         inputs.append(Inputs(own, models, tuple(exact.to_double(w, wide) for w in row)))
-    results = run_all(leaves, transforms, inputs, key, donate)
+    drawn = None if key is None else threefry_key(key)
+    results = run_all(leaves, transforms, inputs, drawn, donate)
     out = list(base_leaves)
     for i, result in zip(merged, results, strict=True):
         out[i] = result

@@ -17,11 +17,13 @@ from imm_jax.merging.protocol import (
     Transform,
     chain,
     elementwise,
+    known,
+    require_flags,
     transform,
 )
 from imm_jax.merging.rescaling import rescaled
 
-Shares = float | tuple[float, ...]
+Shares = sparsify.Share | tuple[sparsify.Share, ...]
 
 
 @transform
@@ -42,11 +44,13 @@ def linear(normalize: bool = True) -> Chain:
 
     With normalize=False not divided by the sum of the weights.
     """
+    require_flags(normalize=normalize)
     return chain(transforms.normalize_weights() if normalize else weighted_models())
 
 
 def task_arithmetic(normalize: bool = False, lambda_: float = 1.0) -> Chain:
     """``base + lambda sum_i w_i delta_i`` (Ilharco et al. 2023, arXiv 2212.04089)."""
+    require_flags(normalize=normalize)
     return chain(transforms.normalize_weights() if normalize else None, transforms.scale(lambda_))
 
 
@@ -99,7 +103,8 @@ def dare_ties(
 def _dropped(density: Shares) -> Shares:
     if isinstance(density, (tuple, list)):
         return tuple(_dropped(d) for d in density)
-    if not 0 < density <= 1:
+    share = known(density)
+    if share is not None and not 0 < share <= 1:
         raise InputError(f"density is {density}; expected 0 < density <= 1")
     return 1 - density
 

@@ -14,10 +14,13 @@ same object and a jitted merge is compiled once.
 
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError
@@ -176,11 +179,33 @@ def for_models(value: Any, models: int, name: str) -> tuple:
     return value
 
 
+def known(value: Any) -> float | None:
+    """A number, also of an array that holds one; None where it is traced."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    return value if isinstance(value, numbers.Real) else float(value)
+
+
 def require_share(value: Any, name: str, below_one: bool = False) -> None:
-    """Raises InputError unless ``value`` (or each of a tuple) is a share in [0, 1], or [0, 1)."""
+    """Raises InputError unless ``value`` (or each of a tuple) is a share in [0, 1], or [0, 1).
+
+    Of a traced one only that it is a single number.
+    """
     for v in value if isinstance(value, tuple) else (value,):
-        if isinstance(v, (int, float)) and not (0 <= v < 1 if below_one else 0 <= v <= 1):
+        if not isinstance(v, (numbers.Real, np.ndarray, Array)):
+            raise InputError(f"{name} is {v!r:.60}; expected a number")
+        if np.shape(v) != ():
+            raise InputError(f"{name} has shape {np.shape(v)}; expected a number for each model")
+        share = known(v)
+        if share is not None and not (0 <= share < 1 if below_one else 0 <= share <= 1):
             raise InputError(f"{name} is {v}; expected 0 <= {name} {'<' if below_one else '<='} 1")
+
+
+def require_flags(**flags: Any) -> None:
+    """Raises InputError unless each is True or False (or 1 or 0)."""
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_, int, float)) or value not in (0, 1):
+            raise InputError(f"{name} is {value!r:.60}; expected True or False")
 
 
 def fan_in_axis(path: str) -> int:

@@ -12,7 +12,14 @@ from jax import Array
 from imm_jax.errors import InputError
 from imm_jax.merging import exact
 from imm_jax.merging.exact import Double, to_double
-from imm_jax.merging.protocol import TaskVectors, Tensor, Transform, elementwise, transform
+from imm_jax.merging.protocol import (
+    TaskVectors,
+    Tensor,
+    Transform,
+    as_double,
+    elementwise,
+    transform,
+)
 from imm_jax.merging.statistics import Totals
 
 
@@ -96,5 +103,5 @@ def _mean_of_changes(
             delta = exact.select(count == 1, exact.multiply(delta, factors[i]), delta)
         total = exact.add(total, exact.select(c, delta, exact.zeros_like(delta)))
     # A sum of one is left undivided: it keeps all its bits.
-    merged = exact.select(count > 1, to_double(total.hi / jnp.maximum(count, 1)), total)
+    merged = exact.select(count > 1, as_double(total.hi / jnp.maximum(count, 1)), total)
     return TaskVectors((merged,), (to_double(1.0, total.hi.dtype),))

@@ -34,6 +34,23 @@ def hash_path(path: str) -> np.uint32:
     return np.uint32(zlib.crc32(path.encode()))
 
 
+def threefry_key(key: Array) -> Array:
+    """A threefry2x32 key from any random key, of the new style or the old.
+
+    One of another generator has its words folded in. Such generators draw other bits inside
+    ``vmap`` than outside, and none for a part of a tensor alone; so what they seed here is
+    threefry, and layouts, blocks and batches agree.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(key) if typed else jnp.asarray(key)
+    if data.shape == (2,) and (not typed or str(jax.random.key_impl(key)) in THREEFRY):
+        return key if typed else jax.random.wrap_key_data(data, impl=THREEFRY[0])
+    seeded = jax.random.key(0, impl=THREEFRY[0])
+    for word in data.ravel():
+        seeded = jax.random.fold_in(seeded, word)
+    return seeded
+
+
 def random_bits(key: Array, shape: tuple[int, ...], start: int | Array = 0) -> Array:
     """Uniform uint32 bits, equal to ``jax.random.bits(key, shape, "uint32")``.
 

@@ -1,6 +1,7 @@
 """Methods that take over some elements of a model and leave others: SCE and Arcee Fusion."""
 
 import functools
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -96,7 +97,8 @@ def sce(select_topk: float = 1.0) -> Chain:
     mean of the deltas whose sign is that of the sum (Wan et al. 2024, FuseChat, arXiv 2408.07990,
     section 3.3). Given weights are not used.
     """
-    return chain(select_by_variance(select_topk) if select_topk != 1 else None, weigh_by_energy())
+    every = isinstance(select_topk, numbers.Real) and select_topk == 1
+    return chain(None if every else select_by_variance(select_topk), weigh_by_energy())
 
 
 def _divergence(base: Array, delta: Array, axis: int | None) -> Array:

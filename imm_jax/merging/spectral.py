@@ -30,6 +30,7 @@ from imm_jax.merging.protocol import (
     TaskVectors,
     Tensor,
     Transform,
+    as_double,
     chain,
     transform,
 )
@@ -107,7 +108,7 @@ def _for_matrices(
             share = exact.divide(to_double(1.0, tensor.base.dtype), to_double(float(models)))
             return vectors.with_weights(exact.multiply(w, share) for w in vectors.weights)
         one = to_double(1.0, tensor.base.dtype)
-        return TaskVectors((to_double(merge(*map(list, vectors))),), (one,))
+        return TaskVectors((as_double(merge(*map(list, vectors))),), (one,))
 
     return Transform(apply, same_everywhere=True)
 

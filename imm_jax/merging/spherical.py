@@ -6,6 +6,7 @@ pass, do their geometry on vectors of coefficients, and add up in a second pass.
 written as coefficients ``[1 + N]`` of (base, delta_1, ..., delta_N); ``<x, y> = x G y``.
 """
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from imm_jax.merging.protocol import (
     as_double,
     elementwise,
     fan_in_axis,
+    require_flags,
     shareable,
     transform,
 )
@@ -142,6 +144,7 @@ def nuslerp(
       nuslerp_row_wise: with nuslerp_flatten=False, take the other axis.
       about_base: interpolate the task vectors and add them to the base; False: the tensors.
     """
+    require_flags(nuslerp_flatten=nuslerp_flatten, nuslerp_row_wise=nuslerp_row_wise)
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array | None) -> TaskVectors:
         _require_models(vectors, 2, "nuslerp")
@@ -182,6 +185,7 @@ def model_stock(filter_wise: bool = False) -> Transform:
     Args:
       filter_wise: an angle for each row of inputs instead of each tensor.
     """
+    require_flags(filter_wise=filter_wise)
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array | None) -> TaskVectors:
         count = len(vectors.deltas)
@@ -193,12 +197,8 @@ def model_stock(filter_wise: bool = False) -> Transform:
         cosines = [_dot(gram, u, v) for i, u in enumerate(units) for v in units[i + 1 :]]
         cosine = jnp.clip(sum(jnp.clip(c, -1, 1) for c in cosines) / len(cosines), 0, 1)
         t = count * cosine / (1 + (count - 1) * cosine)
-        return _combine(
-            vectors,
-            tensor,
-            jnp.stack([t / count] * (count + 1), -1),
-            jnp.zeros_like(t),
-        )
+        point = jnp.stack([t / count] * (count + 1), -1)
+        return _combine(vectors, tensor, point, jnp.zeros_like(t))
 
     return _by_tensor_or_row(apply, not filter_wise)
 
@@ -212,6 +212,11 @@ def _shares(vectors: TaskVectors, normalize: bool = True) -> list[Array]:
 
 def _weighted(shares: Sequence[Array], xs: Sequence[Array]) -> Array:
     return sum(w * x for w, x in zip(shares, xs, strict=True))
+
+
+def _combined(shares: Sequence[Array], points: Sequence[Array]) -> Array:
+    """The weighted sum of coefficients ``[..., 1 + N]``, for each element of the weights."""
+    return _weighted([w[..., None] for w in shares], points)
 
 
 def _excess(point: Array, about_base: bool) -> Array:
@@ -233,20 +238,21 @@ def multislerp(
       eps: lengths below it count as 0.
       about_base: interpolate the task vectors and add them to the base; False: the tensors.
     """
+    require_flags(normalize_weights=normalize_weights)
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array) -> TaskVectors:
         xs, shares = _models(gram, about_base), _shares(vectors, normalize_weights)
         units = [_unit(gram, x) for x in xs]
-        mean = _weighted(shares, units)
-        flat = _norm(gram, mean) < eps
+        mean = _combined(shares, units)
+        flat = _norm(gram, mean)[..., None] < eps
         mean = _unit(gram, mean)
-        sides = [u - _dot(gram, u, mean) * mean for u in units]
-        tangent = _weighted(shares, sides)
-        angle = _norm(gram, tangent)
+        sides = [u - _dot(gram, u, mean)[..., None] * mean for u in units]
+        tangent = _combined(shares, sides)
+        angle = _norm(gram, tangent)[..., None]
         ratio = jnp.where(angle > 0, jnp.sin(angle) / jnp.where(angle > 0, angle, 1), 1)
-        size = _weighted(shares, [_norm(gram, x) for x in xs])
+        size = _weighted(shares, [_norm(gram, x) for x in xs])[..., None]
         arc = (mean * jnp.cos(angle) + tangent * ratio) * size
-        point = jnp.where(flat, _weighted(shares, xs), arc)
+        point = jnp.where(flat, _combined(shares, xs), arc)
         return _combine(vectors, tensor, point, _excess(point, about_base))
 
     return elementwise(apply, GRAM)
@@ -261,6 +267,8 @@ def karcher(max_iter: int = 10, tol: float = 1e-5, about_base: bool = False) -> 
     1977; mergekit's karcher, where ``a_i = 1/N``). Tensors with a norm below ``tol`` have no
     direction and count for the norm only.
     """
+    if not isinstance(max_iter, numbers.Integral) or max_iter < 0:
+        raise InputError(f"max_iter is {max_iter!r:.60}; expected a whole number >= 0")
 
     def apply(vectors: TaskVectors, tensor: Tensor, gram: Array) -> TaskVectors:
         xs, shares = _models(gram, about_base), _shares(vectors)
@@ -269,28 +277,31 @@ def karcher(max_iter: int = 10, tol: float = 1e-5, about_base: bool = False) -> 
         valid = [jnp.where(n > tol, w, 0) for n, w in zip(norms, shares, strict=True)]
         whole = sum(valid)
         valid = [w / jnp.where(whole > 0, whole, 1) for w in valid]
-        start = _weighted(valid, units)
+        start = _combined(valid, units)
         fallback = units[0]
         for n, u in list(zip(norms, units, strict=True))[::-1]:
             fallback = jnp.where(n > tol, u, fallback)
-        start = jnp.where(_norm(gram, start) < tol, fallback, _unit(gram, start))
+        start = jnp.where(_norm(gram, start)[..., None] < tol, fallback, _unit(gram, start))
 
         def step(_, state):
             mean, done = state
             tangent = jnp.zeros_like(mean)
             for w, u in zip(valid, units, strict=True):
                 cosine = jnp.clip(_dot(gram, mean, u), -1, 1)
-                side = u - cosine * mean
+                side = u - cosine[..., None] * mean
                 # atan2 keeps the accuracy that arccos loses at small angles
                 angle = jnp.arctan2(_norm(gram, side), cosine)
-                tangent = tangent + jnp.where(angle < tol, 0, w * angle) * _unit(gram, side)
-            length = _norm(gram, tangent)
+                share = jnp.where(angle < tol, 0, w * angle)
+                tangent = tangent + share[..., None] * _unit(gram, side)
+            length = _norm(gram, tangent)[..., None]
             done = done | (length < tol)
             moved = _unit(gram, jnp.cos(length) * mean + jnp.sin(length) * _unit(gram, tangent))
             return jnp.where(done, mean, moved), done
 
-        mean, _ = jax.lax.fori_loop(0, max_iter, step, (start, jnp.zeros((), bool)))
-        point = jnp.where(whole > 0, _weighted(shares, norms) * mean, 0)
+        still = jnp.zeros((*start.shape[:-1], 1), bool)
+        mean, _ = jax.lax.fori_loop(0, max_iter, step, (start, still))
+        size = _weighted(shares, norms)
+        point = jnp.where(whole > 0, size, 0)[..., None] * mean
         return _combine(vectors, tensor, point, _excess(point, about_base))
 
     return elementwise(apply, GRAM)

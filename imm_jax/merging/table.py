@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 from jax import Array
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.merging import methods, selective, spherical
+from imm_jax.merging.leaf_weights import require_sum
 from imm_jax.merging.merge import merge_params
 from imm_jax.merging.protocol import Chain, Transform
 from imm_jax.merging.ram import ram, ramplus_tl
 from imm_jax.merging.spectral import iso_c, tsv
-from imm_jax.merging.weights import Weight, weight_sum_is_zero
+from imm_jax.merging.weights import Weight, plus
 
 PyTree = Any
 
@@ -225,7 +225,8 @@ def merge_models(
 
     Raises:
       InputError: unknown method or parameter, a base missing or too much, too few or too many
-        models, weights of a linear merge that sum to 0.
+        models, weights of a linear merge that sum to 0. Traced ones cannot be looked at; where they
+        sum to 0 there is no mean, and the result has no meaning.
     """
     if method not in METHODS:
         raise InputError(f"unknown merge method {method!r}{nearest(method, METHODS)}")
@@ -238,7 +239,9 @@ def merge_models(
     for name in arguments:
         if name not in row.parameters:
             raise InputError(f"{method} has no parameter {name!r}{nearest(name, row.parameters)}")
-    weight = _check_weight(method, row, weight, arguments)
+    weight = _check_weight(method, row, weight)
+    if method == "linear" and arguments.get("normalize", True):
+        require_sum(models[0], weight, len(models), stacked)
     if "lambda" in arguments:
         arguments["lambda_"] = arguments.pop("lambda")
     if row.base == "optional":
@@ -259,17 +262,13 @@ def _check_models(method: str, row: Method, count: int, base: PyTree | None) -> 
         raise InputError(f"{method} merges models without a base: pass it as one of the models")
 
 
-def _check_weight(method: str, row: Method, weight: Weight | None, arguments: dict) -> Weight:
+def _check_weight(method: str, row: Method, weight: Weight | None) -> Weight:
     if weight is not None and row.weight is None:
         raise InputError(f"{method} has no weight, got {weight!r:.60}")
     if weight is None and row.default_weight is None:
         raise InputError(f"{method} needs {row.weight}=")
     weight = row.default_weight if weight is None else weight
-    if method == "linear" and arguments.get("normalize", True):
-        listed = weight if isinstance(weight, (list, tuple)) else [weight]
-        if weight_sum_is_zero(listed):
-            raise InputError(f"the weights of a linear merge sum to 0: {weight}")
-    return jax.tree.map(lambda w: w + 1, weight) if method == "expo" else weight
+    return plus(weight, 1) if method == "expo" else weight
 
 
 def methods_table() -> str:

@@ -12,7 +12,7 @@ from jax import Array
 from imm_jax.errors import InputError
 from imm_jax.merging import exact
 from imm_jax.merging.exact import to_double
-from imm_jax.merging.layout import flatten
+from imm_jax.merging.layout import flatten, require_distinct
 from imm_jax.merging.protocol import (
     Chain,
     TaskVectors,
@@ -22,6 +22,7 @@ from imm_jax.merging.protocol import (
     chain,
     elementwise,
     map_deltas,
+    require_flags,
     transform,
 )
 from imm_jax.merging.statistics import Totals
@@ -80,6 +81,8 @@ def elect_sign(
     ):
         if value not in known:
             raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+
+    require_flags(normalize=normalize)
 
     def votes(vectors: TaskVectors) -> Array:
         parts = [d.hi * w.hi for d, w in zip(vectors.deltas, vectors.weights, strict=True)]
@@ -148,7 +151,10 @@ def clip(limit: float) -> Transform:
 @transform
 def cast(dtype: Any) -> Transform:
     """Rounds every delta to ``dtype`` and back, as storing it in that dtype would."""
-    info = jnp.finfo(dtype)
+    try:
+        info = jnp.finfo(dtype)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"dtype is {dtype!r:.60}; expected one of floating numbers") from error
     rounded = lambda d, tensor: jax.lax.reduce_precision(d, info.nexp, info.nmant)
     return map_deltas(rounded, same_everywhere=True, reach="element")
 
@@ -159,16 +165,19 @@ def masked(inner: Transform | Chain, mask: Any) -> Chain:
     Args:
       inner: a transform or chain. What it measures over the whole model leaves masked parameters
         out.
-      mask: as in optax, a tree of booleans that is a prefix of the parameters; or a function of
-        the path without a layer's number (``"layers/attn/q/kernel"``) that returns a bool.
+      mask: as in optax, a tree of booleans that is a prefix of the parameters, with None where
+        they have None; or a function of the path without a layer's number
+        (``"layers/attn/q/kernel"``) that returns a bool.
     """
     if callable(mask):
         return tuple(_masked_one(item, mask) for item in chain(inner))
     paths, values, _ = flatten(mask)
-    for path, value in zip(paths, values, strict=True):
+    given = [(path, value) for path, value in zip(paths, values, strict=True) if value is not None]
+    for path, value in given:
         if not isinstance(value, (bool, np.bool_)):
             raise InputError(f"mask {path or '(whole)'} is {value!r:.40}; expected True or False")
-    table = tuple((path, bool(value)) for path, value in zip(paths, values, strict=True))
+    require_distinct([path for path, _ in given], below=True)
+    table = tuple((path, bool(value)) for path, value in given)
     return tuple(_masked_one(item, table) for item in chain(inner))
 
 

@@ -9,57 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.merging.layout import Leaf
+from imm_jax.merging.numbered import number_layers
+from imm_jax.merging.ramps import Ramp, gradient, stack_numbers
 from imm_jax.tree import Place, find_layers
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """Values over depth, through ``points`` at equal distances from the first layer to the last.
-
-    ``curve`` is how it goes from one point to the next: ``"linear"`` or ``"cosine"``. Make one with
-    :func:`ramp` or :func:`gradient`.
-    """
-
-    points: tuple
-    curve: str = "linear"
-
-    def at_layers(self, num_layers: int) -> Any:
-        """The values, ``[num_layers]``; float64 NumPy unless a point is traced."""
-        # A lone layer is the last one, as in mergekit.
-        depth = np.arange(num_layers) / (num_layers - 1) if num_layers > 1 else np.ones(num_layers)
-        at = depth * (len(self.points) - 1)
-        low = np.minimum(at.astype(int), max(len(self.points) - 2, 0))
-        share = at - low
-        if self.curve == "cosine":
-            share = (1 - np.cos(np.pi * share)) / 2
-        points = _stack(self.points)
-        return (1 - share) * points[low] + share * points[np.minimum(low + 1, len(self.points) - 1)]
-
-
-def ramp(start: float, stop: float, curve: str = "linear") -> Ramp:
-    """From ``start`` at the first layer to ``stop`` at the last, on a line or half a cosine.
-
-    A lone layer gets ``stop``.
-    """
-    if curve not in ("linear", "cosine"):
-        raise InputError(f"ramp curve {curve!r}: expected 'linear' or 'cosine'")
-    return Ramp((start, stop), curve)
-
-
-def gradient(points: Sequence[float]) -> Ramp:
-    """A gradient list as in mergekit: points at equal distances over depth, lines between them.
-
-    A lone layer gets the last point.
-    """
-    if not len(points):
-        raise InputError("a gradient needs at least one point, got an empty list")
-    return Ramp(tuple(points))
 
 
 @dataclass(frozen=True)
@@ -78,6 +35,11 @@ class LayerWeights:
         without a layer's number (``"layers/3/*"``); a whole part of the tree may be named by its
         path (``"layers/mlp"``). One that matches nothing is an InputError, and so are values over
         depth for a tree in which no layers are found.
+      named: what the layers are called where it is not ``"layers"``: ``"block"`` for ``"block_0"``,
+        ``"transformer.h"`` for ``"transformer.h.0"``, their path or the end of it. Without it, and
+        where nothing is called ``"layers"``, they are what is numbered from 0 without a gap and
+        alike in each; an InputError names those that could be meant. Weights alone know of them:
+        paths and random numbers are those of a tree without layers.
 
     It is a pytree, so its numbers may be traced, batched and differentiated.
     """
@@ -85,6 +47,7 @@ class LayerWeights:
     layers: Any
     default: Any = None
     patterns: Any = ()
+    named: str | None = None
 
     def __post_init__(self):
         pairs = self.patterns.items() if isinstance(self.patterns, Mapping) else self.patterns
@@ -92,12 +55,12 @@ class LayerWeights:
 
 
 jax.tree_util.register_pytree_node(
-    Ramp, lambda r: (r.points, r.curve), lambda curve, points: Ramp(tuple(points), curve)
-)
-jax.tree_util.register_pytree_node(
     LayerWeights,
-    lambda w: ((w.layers, w.default, [v for _, v in w.patterns]), [p for p, _ in w.patterns]),
-    lambda names, parts: LayerWeights(parts[0], parts[1], list(zip(names, parts[2], strict=True))),
+    lambda w: (
+        (w.layers, w.default, [v for _, v in w.patterns]),
+        ([p for p, _ in w.patterns], w.named),
+    ),
+    lambda aux, parts: LayerWeights(*parts[:2], list(zip(aux[0], parts[2], strict=True)), aux[1]),
 )
 
 Weight = float | Array | Callable[[str], Any] | LayerWeights | Any
@@ -209,10 +172,14 @@ def _require_layer(leaf: Leaf, what: str) -> None:
 def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
     matched: set[str] = set()
     alone = _is_number(spec.layers) or (_is_array(spec.layers) and spec.layers.ndim == 0)
+    everywhere = alone and spec.default is None
+    if spec.named or not (everywhere or any(leaf.num_layers is not None for leaf in leaves)):
+        leaves = number_layers(leaves, spec.named)
     if leaves and not alone and all(leaf.num_layers is None for leaf in leaves):
         raise InputError(
             "LayerWeights: no layers for its values over depth, the first parameter is "
-            f"{leaves[0].leaf_path}; expected 'layers' in paths, stacked or numbered, or stacked="
+            f"{leaves[0].leaf_path}; expected 'layers' in paths, stacked or numbered, or named= or "
+            "stacked="
         )
 
     def value_for(leaf: Leaf, layer: int | None) -> Any:
@@ -249,7 +216,9 @@ def _layer_weights(spec: LayerWeights, leaves: Sequence[Leaf]) -> list:
         if all(c is chosen[0] for c in chosen):
             return _for_leaf(over_depth(chosen[0], leaf), leaf)
         each = [over_depth(value, leaf) for value in chosen]
-        return _for_leaf(_stack([v[i] if np.ndim(v) else v for i, v in enumerate(each)]), leaf)
+        return _for_leaf(
+            stack_numbers([v[i] if np.ndim(v) else v for i, v in enumerate(each)]), leaf
+        )
 
     weights = [for_leaf(leaf) for leaf in leaves]
     paths = [leaf.path for leaf in leaves]
@@ -282,11 +251,12 @@ def _of_layer(path: str, layer: int) -> str:
     return place.of_layer(layer)
 
 
-def _stack(values: Sequence[Any]) -> Any:
-    """Stacks numbers in float64 NumPy, or in JAX if one of them is a JAX array."""
-    if any(isinstance(v, jax.Array) for v in values):
-        return jnp.stack([jnp.asarray(v, jnp.float32) for v in values])
-    return np.asarray(values, np.float64)
+def plus(weight: Weight, amount: float) -> Weight:
+    """The weight, in whatever form, with ``amount`` added to its numbers."""
+    if callable(weight):
+        return lambda path: plus(weight(path), amount)
+    more = lambda w: w + amount if _is_number(w) or _is_array(w) else w
+    return jax.tree.map(lambda w: plus(w, amount) if callable(w) else more(w), weight)
 
 
 def weight_sum_is_zero(weights: Sequence[Any]) -> bool:

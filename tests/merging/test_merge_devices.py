@@ -70,6 +70,7 @@ SCRIPT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from imm_jax import merging
+from imm_jax.errors import InputError
 
 assert len(jax.devices()) == 8
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
@@ -105,6 +106,14 @@ for name, (transform, count) in {**exact, **close}.items():
         for x, y, z in zip(*map(jax.tree.leaves, (out, before, alone))):
             assert x.sharding == y.sharding, (name, x.sharding, y.sharding)
             assert np.array_equal(x, z) if name in exact else np.allclose(x, z, atol=1e-6), name
+try:
+    merging.merge_params(*(jax.device_put(trees[0], jax.devices()[i]) for i in (0, 3)))
+except InputError as error:
+    assert str(error).startswith("tuned layers/w lies on ") and "device_put" in str(error), error
+else:
+    raise AssertionError("arrays on different devices")
+uncommitted = merging.merge_params(sharded[0], trees[1])  # these may be moved
+assert uncommitted["layers"]["w"].sharding == sharded[0]["layers"]["w"].sharding
 print("same on 8 devices")
 """
 
@@ -125,3 +134,71 @@ def test_importing_does_not_touch_a_device():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+METHODS_SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from imm_jax import merging
+
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
+sharding = NamedSharding(mesh, P(None, "fsdp", "tensor"))
+key = jax.random.key(0)
+
+def draw(seed):
+    x = np.random.default_rng(seed).normal(size=(2, 8, 4))
+    return {"layers": {"kernel": jnp.asarray(x)}}
+
+def merge_by(name):
+    row = merging.METHODS[name]
+
+    def merge(trees, first=0.3):
+        models = trees[1:2] if row.models == (1, 1) else trees[1:]
+        base = {"base": trees[0]} if row.base == "required" else {}
+        weight = None if row.weight is None else [first, 0.6][: len(models)]
+        if name == "fisher":
+            weight = [jax.tree.map(lambda x: w * x**2, m) for w, m in zip(weight, models)]
+        out = merging.merge_models(name, models, weight=weight, key=key, **base)
+        return out["layers"]["kernel"]
+
+    return merge
+
+def check_devices(name):
+    trees = [draw(i) for i in range(3)]
+    merge, placed = merge_by(name), jax.device_put(trees, sharding)
+    alone, traced, out = merge(trees), jax.jit(merge)(trees), merge(placed)
+    assert np.any(alone != 0) and np.all(np.isfinite(alone)), name
+    np.testing.assert_allclose(traced, alone, rtol=1e-6, atol=1e-6, err_msg=name + " in jit")
+    np.testing.assert_allclose(out, alone, rtol=1e-6, atol=1e-6, err_msg=name + " on 8 devices")
+    assert out.sharding == sharding, (name, out.sharding)
+
+def check_gradient(name):
+    with jax.enable_x64(True):
+        trees, h = [draw(i) for i in range(3)], 1e-6
+        merge = merge_by(name)
+        loss = jax.jit(jax.value_and_grad(lambda w: jnp.sum(jnp.sin(merge(trees, w)))))
+        (below, _), (_, slope), (above, _) = (loss(0.3 + step) for step in (-h, 0, h))
+        expected = (above - below) / (2 * h)
+        assert abs(expected) > 1e-3, (name, expected)
+        np.testing.assert_allclose(slope, expected, rtol=1e-5, err_msg="slope of " + name)
+
+for name in merging.METHODS:
+    check_devices(name)
+    if merging.METHODS[name].weight is not None:
+        check_gradient(name)
+    print("right", name)
+"""
+
+
+@pytest.mark.slow
+def test_every_method_in_jit_on_8_devices_and_by_its_gradient():
+    """Gradients by the first model's weight, in float64, are held against finite differences."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }  # for 1e-6 they need none
+    command = [sys.executable, "-c", METHODS_SCRIPT]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[:-1] == [f"right {name}" for name in merging.METHODS]

@@ -294,6 +294,14 @@ BAD = {
         lambda: merging.merge_params(*[{"w": jnp.ones(4).astype(jnp.float4_e2m1fn)}] * 2),
         "w is float4_e2m1fn; expected floating numbers of 8 bits or more",
     ),
+    "float64": (
+        lambda: merging.merge_params(*[{"w": np.ones(4)}] * 2),
+        "w is float64; enable jax_enable_x64, or give float32",
+    ),
+    "one path": (
+        lambda: merging.merge_params(*[{"a/b": W["v"], "a": {"b": W["v"]}}] * 2),
+        "2 leaves have the path 'a/b'; rename",
+    ),
     "transform": (lambda: merging.merge_params(W, W, transform="ties"), "transform was expected"),
     "donate": (lambda: merging.merge_params(W, W, donate="both"), "donate is 'both'"),
     "stacks": (

@@ -246,36 +246,6 @@ def test_scale_clip_and_cast():
     assert np.array_equal(transformed(delta, merging.cast(jnp.bfloat16)), rounded)
 
 
-def test_masked_by_tree_and_by_path():
-    base = {"a": jnp.zeros(4), "layers": [{"w": jnp.zeros(2)}, {"w": jnp.zeros(2)}]}
-    tuned = jax.tree.map(lambda x: x + 1, base)
-    double = merging.scale(2.0)
-    by_tree = merging.masked(double, {"a": False, "layers": [True, {"w": False}]})
-    out = merging.merge_params(base, tuned, weight=1.0, transform=by_tree)
-    assert [float(x[0]) for x in jax.tree.leaves(out)] == [1, 2, 1]
-    by_path = merging.masked(double, _in_layers)
-    out = merging.merge_params(base, tuned, weight=1.0, transform=by_path)
-    assert [float(x[0]) for x in jax.tree.leaves(out)] == [1, 2, 2]
-    assert by_path == merging.masked(double, _in_layers)
-    with pytest.raises(InputError, match="mask has no value for a"):
-        mask = merging.masked(double, {"layers": True})
-        merging.merge_params(base, tuned, transform=mask)
-    with pytest.raises(InputError, match="mask a is 1; expected True or False"):
-        merging.masked(double, {"a": 1})
-
-
-def _in_layers(path):
-    return path.startswith("layers/")
-
-
-def test_masked_parameters_do_not_count_in_a_measure():
-    base = {"a": jnp.zeros(10), "b": jnp.zeros(10)}
-    tuned = {"a": jnp.full(10, 100.0), "b": jnp.arange(10.0)}
-    trim = merging.masked(merging.trim(0.3, "model"), {"a": False, "b": True})
-    out = merging.merge_params(base, tuned, weight=1.0, transform=trim)
-    assert out["b"].tolist() == [0, 0, 0, 0, 0, 0, 0, 7, 8, 9] and float(out["a"][0]) == 100
-
-
 @merging.transform
 def shrink(amount):
     """The ten-line transform of the documentation."""
@@ -313,6 +283,8 @@ BAD = {
     "method": (lambda: merging.elect_sign("mean"), "method is 'mean'"),
     "limit": (lambda: merging.clip(-1.0), "limit is -1.0"),
     "dare": (lambda: merging.dare_linear(0.0), "density is 0.0"),
+    "integers": (lambda: merging.cast(jnp.int8), "dtype is .*int8.*; expected one of floating"),
+    "no dtype": (lambda: merging.cast("nope"), "dtype is 'nope'; expected one of floating"),
 }
 
 

@@ -191,6 +191,86 @@ def test_a_lone_layer_is_the_last_one_and_none_is_no_mistake():
             assert got["layers/w"].tolist() == expected
 
 
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return {"layers": {"w": draw(2, 4, 3)}, "norm": draw(3)}
+
+
+LAYERS = np.array([0.25, 0.75])
+FORMS = {
+    "list": merging.LayerWeights([0.25, 0.75], default=0.5),
+    "vector": merging.LayerWeights(jnp.asarray(LAYERS), default=jnp.float32(0.5)),
+    "pattern": merging.LayerWeights(0.25, default=0.5, patterns={"layers/1/*": 0.75}),
+    "prefix": {"layers": merging.ramp(0.25, 0.75), "norm": 0.5},
+    "function": lambda path: merging.ramp(0.25, 0.75) if path == "layers/w" else 0.5,
+    "columns": lambda path: np.array([0.25, 0.5, 0.75]),
+}
+
+
+@pytest.mark.parametrize("name", ["expo", "slerp", "nuslerp", "multislerp", "karcher"])
+def test_methods_take_weights_in_every_form(name):
+    """The oracle is a merge with one number everywhere, of which each weight takes its part."""
+    base, one, two = map(drawn, range(3))
+    method = merging.METHODS[name]
+    models = [one] if method.models == (1, 1) else [one, two]
+    origin = {"base": base} if method.base == "required" else {}
+
+    def merge(weight):
+        weights = weight if len(models) == 1 else [weight, 0.5]
+        return merging.merge_models(name, models, weight=weights, **origin)
+
+    whole = {value: merge(value) for value in (0.25, 0.5, 0.75)}
+    pick = lambda value, *at: np.asarray(whole[value]["layers"]["w"])[at]
+    for form, weight in FORMS.items():
+        out = merge(weight)
+        if form == "columns":
+            w = np.stack([pick(v, ..., i) for i, v in enumerate(whole)], -1)
+            norm = np.array([whole[v]["norm"][i] for i, v in enumerate(whole)])
+        else:
+            w, norm = np.stack([pick(0.25, 0), pick(0.75, 1)]), whole[0.5]["norm"]
+        np.testing.assert_allclose(out["layers"]["w"], w, atol=1e-6, err_msg=form)
+        np.testing.assert_allclose(out["norm"], norm, atol=1e-6, err_msg=form)
+
+
+def test_expo_refuses_what_is_no_weight():
+    for weight in (True, "0.3", lambda path: None):
+        with pytest.raises(InputError, match=r"weight (is|of layers/w is) (True|'0.3'|None)"):
+            merging.merge_models("expo", [drawn(1)], base=drawn(0), alpha=weight)
+
+
+CANCEL = {
+    "numbers": [1.0, -1.0],
+    "array": jnp.array([1.0, -1.0]),
+    "rounded": np.array([0.3, -0.1 - 0.2], np.float32),
+    "layers": [
+        merging.LayerWeights([1.0, 0.0], default=1.0),
+        merging.LayerWeights([1.0, 0.0], default=2.0),
+    ],
+    "functions": [lambda path: jnp.float32(path == "norm"), 0.0],
+    "elements": [{"layers": 1.0, "norm": np.array([1.0, 2.0, 3.0])}, {"layers": 1.0, "norm": -2.0}],
+}
+
+
+@pytest.mark.parametrize("weight", CANCEL.values(), ids=CANCEL)
+def test_a_mean_whose_weights_sum_to_0_is_refused(weight):
+    models = [drawn(1), drawn(2)]
+    with pytest.raises(InputError, match=r"weights of a linear merge sum to 0 in (layers/w|norm)"):
+        merging.merge_models("linear", models, weight=weight)
+    merging.merge_models("linear", models, weight=weight, normalize=False)
+
+
+def test_weights_of_a_mean_inside_jit_are_refused_where_they_are_known():
+    models = [drawn(1), drawn(2)]
+    merge = lambda *w: merging.merge_models("linear", models, weight=list(w))["norm"]
+    for known in (-1.0, jnp.float32(-1)):
+        with pytest.raises(InputError, match="sum to 0"):
+            jax.jit(lambda known=known: merge(1.0, known))()
+    one, two = (np.float64(model["norm"]) for model in models)
+    np.testing.assert_allclose(jax.jit(merge)(3.0, -1.0), (3 * one - two) / 2, rtol=1e-6)
+    assert np.all(np.isfinite(jax.jit(merge)(1.0, -1.0)))  # which nobody can know beforehand
+
+
 BAD = {
     "pattern": (merging.LayerWeights(0.5, patterns={"*/kernal": 1.0}), "'\\*/kernal' matches no"),
     "vector length": (merging.LayerWeights(jnp.ones(3), default=0.5), r"\(3,\).*has 4 layers"),

@@ -108,3 +108,13 @@ BAD = {
 def test_bad_parameters(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_in_float64():
+    """A mean of three is no number of float32."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        base, *models = (rng.normal(size=40) for _ in range(4))
+        out = merging.merge_models("ram", models, base=base, epsilon=0.3)
+        assert out.dtype == np.float64
+        np.testing.assert_allclose(out, oracle.ram(base, models, 0.3), rtol=1e-12)

@@ -122,3 +122,12 @@ def test_both_layouts_give_the_same_bits_under_jit(name):
     stacked = merge(base, models)
     listed = merge(tree.unstack_layers(base), [tree.unstack_layers(m) for m in models])
     assert jax.tree.all(jax.tree.map(np.array_equal, tree.unstack_layers(stacked), listed))
+
+
+@pytest.mark.parametrize("name", ["tsv", "iso_c"])
+def test_in_float64(name):
+    with jax.enable_x64(True):
+        base, *models = (RNG.normal(size=(7, 5)) for _ in range(3))
+        out = merging.merge_models(name, models, base=base)
+        expected = getattr(oracle, name)(base, models)
+        np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
