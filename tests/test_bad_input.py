@@ -10,7 +10,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -188,13 +187,18 @@ PROCESSES = {
 }
 
 
+def seconds_of_children() -> float:
+    """Processor time of those that have ended, so that others at work do not count."""
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_in_a_process_of_its_own(name, place):
     argv, says = PROCESSES[name]
     command = [sys.executable, "-m", "imm_jax.cli", *argv]
     if name == "NaN":
         MODELS["NaN"].spoil(place)
-    before, start = snapshot(place), time.monotonic()
+    before, start = snapshot(place), seconds_of_children()
     if name == "another run":
         (place / "out").mkdir()
         before = snapshot(place) | {"out/.lock": b""}
@@ -208,4 +212,4 @@ def test_in_a_process_of_its_own(name, place):
     assert lines[-1].startswith("error: ") and says in lines[-1]
     assert "Traceback" not in done.stderr and not done.stdout
     assert snapshot(place) == before
-    assert time.monotonic() - start < 3 * SECONDS
+    assert seconds_of_children() - start < 3 * SECONDS

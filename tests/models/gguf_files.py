@@ -138,10 +138,10 @@ def tiny_file(folder, config, params, encoding="F32", edit=None, **changes) -> P
 
 def refused(path) -> str:
     """Reads all of a file, which must fail within seconds, in one line that names it."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(InputError) as caught:
         read_params(path, read_config(path))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(str(path))

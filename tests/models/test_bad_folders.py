@@ -199,14 +199,14 @@ BAD = {
 def test_bad_folder(name, folder):
     damage, says = BAD[name]
     damage(folder)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(InputError) as error:
         load_model(folder)
     message = str(error.value)
     assert says in message
     assert str(folder) in message
     assert "\n" not in message
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_overflow_by_a_cast_is_named(folder):

@@ -209,10 +209,10 @@ def test_options_are_not_always_in_the_same_place():
 
 
 def test_ten_thousand_questions_take_seconds():
-    start = time.perf_counter()
+    start = time.process_time()
     task = generate("one_step", train_size=10_000, test_size=100)
     assert len(task.train) == 10_000
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8
 
 
 def test_a_kind_with_few_questions_gives_what_it_has(caplog):
