@@ -52,14 +52,18 @@ def evaluate(args: argparse.Namespace) -> None:
         del params  # before the other model is loaded
         table = score_table(results[-1].scores)
         print(f"{name}\n{table}\n" if args.compare else table)
-    records = [identify(source) for source, _ in opened]
-    report = _settings(args, tasks) | {"model": records[0], **_report(results[0])}
-    if args.compare:
-        comparisons = _comparisons(results)
+    comparisons = _comparisons(results) if args.compare else {}
+    if comparisons:
         print(comparison_table(comparisons))
-        report["compared_with"] = {"model": records[1], **_report(results[1])}
-        report["comparison"] = {name: found._asdict() for name, found in comparisons.items()}
     if args.output:
+        first, *second = (
+            {"model": identify(source), **_report(result)}
+            for (source, _), result in zip(opened, results)
+        )
+        report = _settings(args, tasks) | first
+        if second:
+            report["compared_with"] = second[0]
+            report["comparison"] = {name: found._asdict() for name, found in comparisons.items()}
         atomic_write(args.output, json.dumps(report, indent=1) + "\n")
 
 

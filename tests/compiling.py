@@ -14,5 +14,7 @@ def optimisations(on: bool):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), "0" if on else "1")
         jax.config.update(name, not on)
-        yield
-        jax.config.update(name, before)
+        try:
+            yield
+        finally:
+            jax.config.update(name, before)

@@ -105,8 +105,7 @@ def by_model(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Any]
     """What rows hold under ``key``, a list over seeds for each model of a round."""
     found: dict[str, list[Any]] = {}
     for row in rows:
-        name = name_of(row | {"seed": 0}) if "round" in row else name_of(row)
-        found.setdefault(name, []).append(row[key])
+        found.setdefault(name_of({**row, "seed": 0}), []).append(row[key])
     return found
 
 

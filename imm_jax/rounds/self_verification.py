@@ -14,7 +14,7 @@ VERSION = 1  # raised when the text changes
 VERDICT = re.compile(
     r"(?:(?<!\bif )(?<!\bwhether )(?<!\bthe )(?<!\bthis )"
     r"\b(?:(?:the|this)(?: (?:final|proposed))?|final|proposed) (?:answer|solution)"
-    r"(?: (?:of )?[$0-9.,]+)? is\W+(?:indeed\W+)?|^\W*(?:answer|verdict)\W*:\W*)"
+    r"(?: (?:of )?[$0-9.,]+)? is\W+(?:indeed\W+)?|^[ \t*_#>]*(?:answer|verdict)[ \t*_]*:\W*)"
     r"(correct|right|incorrect|wrong|not (?:correct|right))\b",
     re.IGNORECASE | re.MULTILINE,
 )

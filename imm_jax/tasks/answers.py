@@ -32,7 +32,7 @@ MARKERS = (
     re.compile(
         r"\b(?:final|correct|right|best) (?:answer|option|choice) is\b[ \t]*:?", re.IGNORECASE
     ),
-    re.compile(r"^\W*(?:final )?answer\W*:|^####", re.IGNORECASE | re.MULTILINE),
+    re.compile(r"^[ \t*_#>]*(?:final )?answer[ \t*_]*:|^####", re.IGNORECASE | re.MULTILINE),
 )
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K writes 2*3=<<2*3=6>>6
 # A full stop that ends a sentence, not one after an initial or in "Dr. Li" and "Rs. 20".
@@ -44,7 +44,11 @@ BARE_LETTER = re.compile(
     r"^\W*(?:(?:option|choice|letter)\s+)?([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE
 )
 ALONE = re.compile(r"\W*(?:(?:option|choice|letter)\s+)?([A-Za-z])\W*", re.IGNORECASE)
-APPROVED = re.compile(r"\b(?:option|choice)?\s*\(?([A-Z])\)? is (?:the )?(?:correct|right|best)\b")
+# What names an option where nothing marks an answer; the second only without the first.
+NAMED = (
+    re.compile(r"\(([A-Z])\)"),
+    re.compile(r"\b([A-Z])\)? is (?:the )?(?:correct|right|best)\b"),
+)
 OPTION_END = re.compile(r"[.!?:)\]]*(?:\s|$)")  # canonical text ends without these
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # as reasoning-gym's own prompts ask
 
@@ -188,10 +192,7 @@ def _choice(tail: str, choices: Sequence[str] | None) -> str | None:
     # As words first: as numbers $5 and 5% are the same.
     for canonical in (canonical_words, canonical_text):
         said = canonical(line)
-        options = {
-            canonical(untexted(text)): letter
-            for letter, text in zip(letters[::-1], (choices or ())[::-1])
-        }
+        options = _letters_by_text(canonical, choices)
         for text in sorted(options, key=len, reverse=True):
             if text and said.startswith(text) and OPTION_END.match(said, len(text)):
                 return options[text]
@@ -202,15 +203,23 @@ def _choice(tail: str, choices: Sequence[str] | None) -> str | None:
     return None
 
 
+def _letters_by_text(
+    canonical: Callable[[str], str], choices: Sequence[str] | None
+) -> dict[str, str]:
+    """The letter of each option by its text; of texts that repeat the first's."""
+    choices = choices or ()
+    pairs = list(zip(option_letters(len(choices)), choices))
+    return {canonical(untexted(text)): letter for letter, text in reversed(pairs)}
+
+
 def _last_letter(text: str, choices: Sequence[str] | None) -> str | None:
     """The last letter in parentheses, or called correct; else what a line of its own names."""
     letters = option_letters(len(choices or ()) or 26)
-    for named in (re.compile(r"\(([A-Z])\)"), APPROVED):
+    for named in NAMED:
         found = [letter for letter in named.findall(text) if letter in letters]
         if found:
             return found[-1]
-    options = {canonical_text(untexted(text)): letter
-               for letter, text in zip(letters[::-1], (choices or ())[::-1])}  # fmt: skip
+    options = _letters_by_text(canonical_text, choices)
     for line in reversed([line for line in text.split("\n") if line.strip()]):
         if (letter := options.get(canonical_text(line))) is not None:
             return letter

@@ -104,7 +104,7 @@ def fit(
             run.store = stack.enter_context(StepCheckpoints(checkpoints))
         run.begin(start)
         if donate and config.lora is None:
-            jax.tree.map(lambda x: x.delete(), params)
+            jax.tree.map(lambda x: x.delete() if isinstance(x, jax.Array) else None, params)
         progress = stack.enter_context(Progress(label, total=len(batches), unit="step"))
         progress.update(run.step)
         run.train(train_step, progress, should_stop)

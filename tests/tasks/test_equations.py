@@ -57,7 +57,20 @@ def test_the_number_that_a_text_states(text, expected):
 
 @pytest.mark.parametrize(
     "piece",
-    ["5 x -5 ", "5 apples + ", "5 a", "5=", "+", " ", "5" + " " * 99, "a" * 99, "5. ", "5 \\text{"],
+    [
+        "5 x -5 ",
+        "5 apples + ",
+        "5 a",
+        "5=",
+        "+",
+        " ",
+        "5" + " " * 99,
+        "a" * 99,
+        "5. ",
+        "5 \\text{",
+        "111 ",
+        "minus ",
+    ],
 )
 def test_long_babble_takes_no_longer_than_it_is_long(piece):
     text = (piece * 100_000)[:100_000]
