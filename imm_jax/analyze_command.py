@@ -41,6 +41,7 @@ def analyze(args: argparse.Namespace) -> None:
 def _analyze(args, subject: Subject, record, weights: list, should_stop: Callable) -> None:
     from imm_jax import analyses, probes
     from imm_jax.analysis import plots, text
+    from imm_jax.gap_probe import put_verification
 
     plot_at = subject.output / PLOTS
     title = " and ".join(Path(name).name for name in args.models)
@@ -71,6 +72,10 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
     if args.ablation_questions:
         found = probes.put_skipped(record, bench, base, args.ablation_questions)
         print(f"accuracy without a layer\n{text.skipped_table(found)}\n")
+    if args.gap:
+        kept = plot_at / "gap"
+        found = put_verification(record, subject.run, bench, base, kept, args.questions)
+        print(f"each round's model on its own samples\n{text.verification_table(found)}\n")
     if not weights and not args.memorisation:
         return
     pair = probes.Pair(base, tuned(), str(subject.last or args.models[1]))
@@ -89,6 +94,7 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
 
 
 def _of_run(args: argparse.Namespace) -> Subject:
+    from imm_jax.gap_probe import check_questions
     from imm_jax.rounds.run import load_tasks
     from imm_jax.run_folder import read_run
 
@@ -99,8 +105,12 @@ def _of_run(args: argparse.Namespace) -> Subject:
     run = read_run(args.models[0])
     place = _last_place(args, run)
     config = dataclasses.replace(run.config, mesh=args.mesh, teacher=None)
-    tasks = _shortened(load_tasks(config), args.questions)
-    return Subject(config, tasks, run, place, Path(args.output or args.models[0]))
+    tasks = load_tasks(config)
+    if args.gap:
+        check_questions(run, tasks[0])
+    return Subject(
+        config, _shortened(tasks, args.questions), run, place, Path(args.output or args.models[0])
+    )
 
 
 def _last_place(args: argparse.Namespace, run):
@@ -131,8 +141,9 @@ def _of_models(args: argparse.Namespace) -> Subject:
         )
     if args.output is None:
         raise InputError("analyze: no --output, expected a folder for the figures of two models")
-    if args.arm is not None:
-        raise InputError("--arm: given with two models, expected a run's folder")
+    for name in ("arm", "gap"):
+        if getattr(args, name):
+            raise InputError(f"--{name}: given with two models, expected a run's folder")
     for name in ("importance", "ablation_questions", "path", "memorisation"):
         if getattr(args, name) and not args.tasks:
             flag = name.replace("_", "-")

@@ -137,3 +137,25 @@ def paired_bootstrap(
     mean = float(np.mean([task.mean() for task in differences]))
     # Scores are shares: what sums of floats leave of a 0 would count as above it.
     return mean, round(float(low), 12), round(float(high), 12)
+
+
+def ratio_bootstrap(
+    tops: np.ndarray, bottoms: np.ndarray, draws: int = 10_000, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The percentile interval of ``mean(tops) / mean(bottoms)``, 0 where the latter is 0.
+
+    Questions are drawn again with replacement, both figures of one together (Efron, 1979). The
+    random numbers are always the same.
+
+    Args:
+      tops: ``[questions]``.
+      bottoms: ``[questions]``, from 0.
+      draws: how often to draw.
+      confidence: of the interval.
+    """
+    rng = np.random.default_rng(0)
+    kinds_K2, times = np.unique(np.stack([tops, bottoms], axis=1), axis=0, return_counts=True)
+    top_R, bottom_R = (rng.multinomial(len(tops), times / len(tops), draws) @ kinds_K2).T
+    ratios_R = np.divide(top_R, bottom_R, out=np.zeros(draws), where=bottom_R > 0)
+    low, high = np.quantile(ratios_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return round(float(low), 12), round(float(high), 12)

@@ -16,6 +16,7 @@ from imm_jax.statistics import (
     mean_interval,
     paired_bootstrap,
     pass_at_k,
+    ratio_bootstrap,
     seed_interval,
     wilson_interval,
 )
@@ -120,3 +121,23 @@ def test_an_end_at_zero_is_zero():
     rng = np.random.default_rng(0)
     scores = rng.choice([-1.0, 0.0, 1.0], p=[0.12, 0.72, 0.16], size=(5, 64))
     assert paired_bootstrap([scores], draws=2000)[1] == 0.0
+
+
+def test_ratio_bootstrap_draws_both_figures_of_a_question_together():
+    rng = np.random.default_rng(3)
+    bottoms = rng.integers(0, 5, 40) / 4
+    tops = np.round(bottoms * rng.random(40), 2)
+    mean_ratio = lambda top, bottom, axis: top.mean(axis=axis) / bottom.mean(axis=axis)
+    expected = bootstrap(
+        (tops, bottoms), mean_ratio, paired=True, n_resamples=20_000, method="percentile",
+        random_state=1, vectorized=True,
+    ).confidence_interval  # fmt: skip
+    assert ratio_bootstrap(tops, bottoms) == pytest.approx(tuple(expected), abs=0.01)
+    assert ratio_bootstrap(tops, bottoms) == ratio_bootstrap(tops, bottoms)
+    apart = ratio_bootstrap(tops, rng.permutation(bottoms))
+    assert apart[1] - apart[0] > expected.high - expected.low
+
+
+def test_a_ratio_to_nothing_is_zero():
+    assert ratio_bootstrap(np.zeros(4), np.zeros(4)) == (0, 0)
+    assert ratio_bootstrap(np.array([0.0, 0.5]), np.array([0.0, 0.5])) == (0, 1)

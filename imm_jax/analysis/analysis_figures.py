@@ -1,11 +1,12 @@
 """The report's figures of ``analysis.json``: layers, diversity, the path between two models."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from imm_jax.analysis.figures import Figure, style_of, svg
-from imm_jax.analysis.summary import draw_rounds, lengths
+from imm_jax.analysis.summary import by_round_and_arm, draw_rounds, lengths
 from imm_jax.statistics import mean_interval
 
 MEASURES = {
@@ -208,6 +209,41 @@ def _gap(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figure]:
     return [Figure(title, svg(draw, title), caption)]
 
 
+def _verification(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figure]:
+    """What each round's model gains where it judges its own samples."""
+    section = analysis["verification"]
+    groups = by_round_and_arm(section["rows"])
+    if not groups:
+        return []
+    title = "Gap of models that verify their own samples, by round"
+
+    def draw(axis: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        for number, arm in enumerate(arms):
+            own = [group for group in groups if group[0]["arm"] == arm]
+            keys = ("gap", "low", "high")
+            y, low, high = (
+                [statistics.fmean(row[key] for row in group) for group in own] for key in keys
+            )
+            x = [group[0]["round"] + 0.04 * (number - (len(arms) - 1) / 2) for group in own]
+            error = lengths(y, list(zip(low, high)))
+            axis.errorbar(x, y, yerr=error, capsize=3, **style_of(number + 1))
+        axis.axhline(0, linewidth=0.8, color=style_of(0)["color"])
+        axis.set_xlabel("round")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.7)
+
+    caption = (
+        "The model that sampled is asked, greedily, which samples are right: share of right ones "
+        "among those, less that among all. Bars are 95 % intervals over questions."
+    )
+    gone = sorted({row["round"] for row in section["missing"]})
+    if gone:
+        caption += f" Not measured, for the model is not kept: round {', '.join(map(str, gone))}."
+    return [Figure(title, svg(draw, title), caption)]
+
+
 # By the section that has to be there.
 SECTIONS = {
     "importance": _layers,
@@ -215,4 +251,5 @@ SECTIONS = {
     "memorisation": _memorisation,
     "diversity": _diversity,
     "gap": _gap,
+    "verification": _verification,
 }

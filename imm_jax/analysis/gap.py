@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from imm_jax.evaluation import Answer
+from imm_jax.statistics import paired_bootstrap, ratio_bootstrap
 
 
 class Gap(NamedTuple):
@@ -22,6 +25,15 @@ class Gap(NamedTuple):
     gap: float
     relative: float
     kept_questions: float
+
+
+class GapInterval(NamedTuple):
+    """95 % intervals of a gap and of the relative one, bootstrapped over questions."""
+
+    low: float
+    high: float
+    relative_low: float
+    relative_high: float
 
 
 def generation_verification_gap(answers: Sequence[Answer], kept: Sequence[Answer]) -> Gap:
@@ -47,6 +59,18 @@ def generation_verification_gap(answers: Sequence[Answer], kept: Sequence[Answer
         relative=(verified - generated) / left if left > 0 else 0.0,
         kept_questions=len(chosen) / len(drawn),
     )
+
+
+def gap_interval(answers: Sequence[Answer], kept: Sequence[Answer]) -> GapInterval:
+    """How sure :func:`generation_verification_gap` of the same arguments is.
+
+    Questions are drawn again with all their samples and verdicts.
+    """
+    drawn, chosen = _shares(answers), _shares(kept)
+    gains = np.array([chosen.get(name, share) - share for name, share in drawn.items()])
+    left = 1 - np.array(list(drawn.values()))
+    _, low, high = paired_bootstrap([gains[None]])
+    return GapInterval(low, high, *ratio_bootstrap(gains, left))
 
 
 def _shares(answers: Sequence[Answer]) -> dict[str, float]:

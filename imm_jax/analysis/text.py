@@ -39,6 +39,31 @@ def gap_table(rows: Rows) -> str:
     return aligned(lines)
 
 
+def verification_table(section: Mapping[str, Any]) -> str:
+    """A row a round, arm and seed: the gap of a model that judges its samples, with intervals.
+
+    Below, the rounds that could not be measured.
+    """
+    lines = [["round", "arm", "seed", "generated", "verified", "gap", "relative", "approved"]]
+    for row in section["rows"]:
+        where = [str(row["round"]), row["arm"], str(row["seed"])]
+        gap, relative = (
+            f"{_number(row[key])} [{_number(row[low], 2)}, {_number(row[high], 2)}]"
+            for key, low, high in (
+                ("gap", "low", "high"),
+                ("relative", "relative_low", "relative_high"),
+            )
+        )
+        shares = [_number(row["generated"]), _number(row["verified"])]
+        lines.append([*where, *shares, gap, relative, f"{row['approved']}/{row['samples']}"])
+    return "\n".join([aligned(lines), *map(_unmeasured, section["missing"])])
+
+
+def _unmeasured(where: Mapping[str, Any]) -> str:
+    place = f"round {where['round']}, {where['arm']}, seed {where['seed']}"
+    return f"{place}: not measured, for the model that sampled is not kept (keep: all keeps it)"
+
+
 def layer_table(
     importance: Mapping[str, Sequence[float]], changes: Mapping[str, Sequence[float]]
 ) -> str:

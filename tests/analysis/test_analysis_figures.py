@@ -62,6 +62,15 @@ WHOLE = {
     },
     "diversity": {"settings": {}, "rows": [drawn(arm, t) for t in (1, 2) for arm in ARMS]},
     "gap": {"settings": {}, "rows": [{"seed": 0, "round": 1, "arm": "imm", "gap": 0.1}]},
+    "verification": {
+        "settings": {},
+        "rows": [
+            {"seed": seed, "round": t, "arm": "imm", "gap": 0.1, "low": -0.1, "high": 0.2 + seed}
+            for seed in (0, 1)
+            for t in (1, 3)
+        ],
+        "missing": [{"seed": seed, "round": 2, "arm": "imm"} for seed in (0, 1)],
+    },
 }
 
 
@@ -77,7 +86,7 @@ def found() -> dict:
 
 
 def test_every_section_has_its_figures(found):
-    assert len(found) == 2 + 1 + 1 + 5 + 1
+    assert len(found) == 2 + 1 + 1 + 5 + 1 + 1
     colours = {
         title: set(re.findall(r"var\(--s(\d)\)", figure.svg)) for title, figure in found.items()
     }
@@ -109,6 +118,16 @@ def test_the_path_goes_by_weight(found):
     assert ">OOD<" not in alone.svg
 
 
+def test_rounds_whose_gap_was_not_measured_are_named(found):
+    figure = found["Gap of models that verify their own samples, by round"]
+    assert figure.caption.endswith("Not measured, for the model is not kept: round 2.")
+    assert set(re.findall(r"var\(--s(\d)\)", figure.svg)) == {"0", "2"}  # a line at 0, and imm
+    whole = {"verification": WHOLE["verification"] | {"missing": []}}
+    [caption] = [figure.caption for figure in by_title(whole).values()]
+    assert "Not measured" not in caption
+    assert by_title({"verification": {"settings": {}, "rows": [], "missing": []}}) == {}
+
+
 def test_a_section_needs_no_other():
     assert by_title({}) == {}
     assert len(by_title({"importance": WHOLE["importance"]})) == 2
@@ -129,6 +148,7 @@ def test_what_was_not_measured_is_not_drawn():
         ("memorisation", {"base": 1}),
         ("diversity", {"rows": [{"arm": "imm"}]}),
         ("gap", {"rows": 3}),
+        ("verification", {"rows": [{"round": 1}], "missing": []}),
     ],
 )
 def test_a_section_of_another_kind_is_named(section, content):
