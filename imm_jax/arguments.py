@@ -142,6 +142,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="a second model on the same questions: McNemar's exact test, and how far the first is "
         "above it, with a paired bootstrap interval",
     )
+    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=f"{MESH_HELP}; a model that answers "
+                     "is split over tensor alone, its samples over data and fsdp")  # fmt: skip
     _add_sampling(sub, temperature=0.0)
 
     sub = add(

@@ -29,12 +29,15 @@ def evaluate(args: argparse.Namespace) -> None:
     from imm_jax.analysis.scores import comparison_table, score_table
     from imm_jax.evaluation import check_tasks
     from imm_jax.files import atomic_write
-    from imm_jax.models.load import load_model
+    from imm_jax.models.layout import param_shapes
+    from imm_jax.models.load import load_model, read_config
     from imm_jax.models.sources import identify
+    from imm_jax.sharding import make_mesh, placement
     from imm_jax.tasks import make_tasks
 
     scoring = SCORINGS[args.scoring]
     sampling_config(args)
+    make_mesh(args.mesh)
     args.style = prompt_style(args.style, args.shots)
     check_output(args.output)
     tasks = make_tasks(args.tasks, train_size=0, test_size=args.questions)
@@ -47,7 +50,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     results = []
     for (name, _), (source, tokenizer) in zip(models, opened):
-        model, params = load_model(source.path)
+        where = placement(args.mesh, param_shapes(read_config(source)))
+        model, params = load_model(source.path, sharding=where)
         results.append(scoring.score(args, tasks, model, params, tokenizer))
         del params  # before the other model is loaded
         table = score_table(results[-1].scores)
@@ -73,6 +77,7 @@ def _settings(args: argparse.Namespace, tasks: Sequence[Any]) -> dict[str, Any]:
 
     from imm_jax import __version__
     from imm_jax.rounds.output import QUESTIONS, questions_hash
+    from imm_jax.sharding import parse_mesh
     from imm_jax.tasks import prompt_version
 
     settings = {"scoring": args.scoring, "style": prompt_version(args.style), "shots": args.shots}
@@ -85,6 +90,7 @@ def _settings(args: argparse.Namespace, tasks: Sequence[Any]) -> dict[str, Any]:
         "imm_jax": __version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        "mesh": parse_mesh(args.mesh) if args.mesh else None,
     }
 
 

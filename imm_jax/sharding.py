@@ -167,6 +167,20 @@ def param_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
     return shardings
 
 
+def placement(mesh: str | None, shapes: dict[str, tuple[int, ...]]) -> Any:
+    """Where a model's parameters go, as ``load_model(sharding=...)`` takes it.
+
+    Args:
+      mesh: as :func:`make_mesh` takes it; errors too.
+      shapes: ``{path: shape}`` of :func:`imm_jax.models.layout.param_shapes`.
+    """
+    made = make_mesh(mesh)
+    if made is not None:
+        return param_shardings(made, shapes).get
+    # A named device, as restored weights are on: else the same programs are compiled twice.
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Of an array whose dimension ``axis`` is the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _row_axes(mesh.shape)))

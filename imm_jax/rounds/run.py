@@ -38,7 +38,7 @@ from imm_jax.rounds.round import improve
 from imm_jax.rounds.select import RULES, check_rule
 from imm_jax.rounds.stages import Later, Stages
 from imm_jax.rounds.tools import evaluate_tasks, make_tools
-from imm_jax.sharding import make_mesh, param_shardings
+from imm_jax.sharding import make_mesh, placement
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
 from imm_jax.tasks.suites import expand
@@ -201,11 +201,7 @@ def open_bench(
     model = Decoder(config=architecture, dtype=compute)
 
     def read() -> PyTree:
-        # On a named device, as restored weights are: else the same programs are compiled twice.
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        mesh = make_mesh(config.mesh)
-        if mesh is not None:
-            where = param_shardings(mesh, param_shapes(architecture)).get
+        where = placement(config.mesh, param_shapes(architecture))
         dtype = jnp.dtype(config.dtype)
         return load_model(source, dtype=dtype, sharding=where, revision=revision)[1]
 
