@@ -76,14 +76,15 @@ def ask_choices(
       should_stop: asked between batches; gives up where it returns true.
 
     Raises:
-      InputError: a question without options, an unknown style, or a row longer than the model's
-        context.
+      InputError: a question without options, an unknown style, a row longer than the model's
+        context, or a model whose logits are not finite.
       Interrupted: ``should_stop`` said so.
     """
     rows = choice_rows(model, tokenizer, task, questions, style=style, shots=shots)
     if not rows:
         return []
-    sums, _ = score_rows(model, params, rows, batch_size, label, should_stop)
+    names = [f"task {task.name}, question {q.id}" for q in questions for _ in q.choices]
+    sums, _ = score_rows(model, params, rows, batch_size, label, should_stop, names)
     answers, at = [], 0
     for question in questions:
         count = len(question.choices)

@@ -15,6 +15,7 @@ from imm_jax.models.cache import KVCache, Prefix, extend
 from imm_jax.models.decoder import Decoder, unembedding
 from imm_jax.progress import Progress
 from imm_jax.sampling.batch import LENGTH_BUCKET, PREFILL_ROWS
+from imm_jax.sampling.checks import check_finite
 from imm_jax.sampling.decode import decode_weights, grow, prefill
 from imm_jax.sampling.prefix import bucket, make_prefix, shared_length
 from imm_jax.training.loss import token_scores
@@ -46,11 +47,13 @@ def score_rows(
     batch_size: int = 16,
     label: str = "score",
     should_stop: Callable[[], bool] | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The log-probability of each row's text, and whether greedy decoding would write it.
 
-    A prompt that several rows of a batch have runs through the model once. Arguments and errors as
-    in :func:`imm_jax.choices.ask_choices`.
+    A prompt that several rows of a batch have runs through the model once. ``names`` say in an
+    error which row it is, by default its number. Other arguments and errors as in
+    :func:`imm_jax.choices.ask_choices`.
     """
     weights = decode_weights(params, model.dtype)
     shared = shared_length([tokens[:prompt] for tokens, prompt in rows])
@@ -72,6 +75,8 @@ def score_rows(
             batch = _arrays([heads[i] for i in places], [tails[i] for i in places], size)
             found = row_scores(model, weights, prefix, batch)
             sums[places], greedy[places] = (np.asarray(part)[: len(places)] for part in found)
+            for place in places:
+                check_finite([sums[place]], names[place] if names else f"text {place}")
             progress.update(len(places))
     return sums, greedy
 

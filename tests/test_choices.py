@@ -117,6 +117,24 @@ def test_what_is_refused(bench):
         ask_choices(*bench, TASK, TASK.test, style="plain", should_stop=lambda: True)
 
 
+def test_the_question_whose_logits_are_not_finite_is_named(
+    tiny_config, random_params, tiny_tokenizer
+):
+    """A token that one question alone has is broken, so that all others can be scored."""
+    config = tiny_config("llama", tie_word_embeddings=False)
+    params = random_params(config)
+    [broken] = tiny_tokenizer.encode("Z")
+    params["embed"]["embedding"][broken] = np.nan
+    others = TASK.test[:3]
+    asked = Decoder(config), params, tiny_tokenizer, TASK
+    found = ask_choices(*asked, others, style="plain", batch_size=2)
+    assert np.isfinite([logprob for answer in found for logprob in answer.logprobs]).all()
+    odd = dataclasses.replace(TASK.test[3], question="What did Zoe buy?")
+    expected = "task buy, question q3: the model gives logits that are not finite"
+    with pytest.raises(InputError, match=expected):
+        ask_choices(*asked, [*others, odd], style="plain", batch_size=2)
+
+
 @pytest.mark.parity
 def test_log_likelihoods_are_those_of_transformers(bench, tmp_path):
     torch = pytest.importorskip("torch")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from imm_jax import likelihood
+from imm_jax.errors import InputError
 from imm_jax.likelihood import Rows, encode, row_scores, score_rows
 from imm_jax.models.decoder import Decoder
 from tests.plain_logits import log_softmax, logits_in
@@ -71,6 +72,16 @@ def test_no_more_prompts_are_run_side_by_side_than_in_sampling(tiny, monkeypatch
     assert shapes == [(16, 32)] * 2 + [(8, 32)]
     few, _ = score_rows(model, params, rows, batch_size=4)
     np.testing.assert_allclose(many, few, atol=1e-4)
+
+
+def test_a_row_without_a_likelihood_is_an_error(tiny_config, random_params):
+    config = tiny_config("llama")
+    params = random_params(config) | {"final_norm": {"scale": np.full(32, np.nan, np.float32)}}
+    rows = [((5, 6, 7), 2), ((5, 6, 8, 9), 2)]
+    with pytest.raises(InputError, match="text 1: the model gives logits that are not finite"):
+        score_rows(Decoder(config), params, rows, batch_size=1)
+    with pytest.raises(InputError, match=r"^of two: the model gives logits"):
+        score_rows(Decoder(config), params, rows, batch_size=1, names=["of one", "of two"])
 
 
 def test_logits_never_exist_for_the_whole_batch(tiny_config, random_params):

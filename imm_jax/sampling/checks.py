@@ -3,7 +3,7 @@
 import math
 import operator
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -90,13 +90,14 @@ def check_lengths(model: Decoder, tokens: Sequence[Sequence[int]], new: int) -> 
             )
 
 
-def check_finite(logprobs: Sequence[float], name: str) -> None:
-    """Raises InputError where the model's answer to the prompt ``name`` is no distribution.
+def check_finite(logprobs: Iterable[float], where: str) -> None:
+    """Raises InputError, naming ``where``, unless these log-probabilities of the model are numbers.
 
-    Of logits that are not numbers the first token is drawn, so the answer looks like one.
+    Of logits that are not numbers the first token is drawn, so the answer looks like one, and of
+    options that have no likelihood the first is the likeliest.
     """
     if not all(map(math.isfinite, logprobs)):
         raise InputError(
-            f"prompt {name}: the model gives logits that are not finite, expected numbers; check "
+            f"{where}: the model gives logits that are not finite, expected numbers; check "
             "its weights"
         )

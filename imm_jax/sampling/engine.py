@@ -104,7 +104,7 @@ def generate(
         for batch in itertools.cycle(lanes):
             finished = 0
             for number, row in batch.collect():
-                check_finite(row.logprobs[-common.chunk :], ids[row.prompt])
+                check_finite(row.logprobs[-common.chunk :], f"prompt {ids[row.prompt]}")
                 done = finish(
                     tokenizer,
                     row.tokens,
