@@ -18,6 +18,7 @@ from imm_jax.tasks.normalize import (
     find_numbers,
     number_text,
 )
+from imm_jax.tasks.number_words import number_in_words
 from imm_jax.tasks.types import Example, Grade, Task, check_answer_type
 
 # first: what follows the first marker ("The answer is"); small models go on talking after it. last:
@@ -39,6 +40,7 @@ CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # GSM8K writes 2*3=<<2*3=6>>6
 SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?](?=\s+[^\s0-9]|\s*$)"
 )
+WORDS_END = re.compile(r"[.!?;](?:\s|$)")  # of an answer in words: "twelve. 5 are red"
 PARENTHESISED = re.compile(r"\(([A-Za-z])\)|^\W*(?:(?:option|choice|letter)\s+)?([A-Z])\)")
 BARE_LETTER = re.compile(
     r"^\W*(?:(?:option|choice|letter)\s+)?([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE
@@ -85,9 +87,11 @@ def extract(
         return read(apart, choices)
     if markers:
         tail = response[markers[-1 if rule == "last" else 0].end() :]
-        if answer_type == "number" and rule == "last":
+        if answer_type != "number":
+            return read(tail, choices)
+        if rule == "last":
             return _last_number(tail, choices)
-        return read(tail, choices)
+        return read(tail, choices) or _later_number(response, markers)
     if answer_type == "math":
         return last_boxed(response) or (fallback(response, choices) if rule == "any" else None)
     return fallback(response, choices) if rule == "any" else None
@@ -164,9 +168,18 @@ def matches(answer_type: str, answer: str, gold: str) -> bool:
 
 
 def _first_number(tail: str, _choices) -> str | None:
-    """The number after the marker; of "12 + 5 = 17", the 17."""
-    number = stated_number(tail)
+    """The number after the marker, in words or figures; of "12 + 5 = 17", the 17."""
+    number = number_in_words(WORDS_END.split(untexted(_line(tail)), maxsplit=1)[0])
+    if number is None:
+        number = stated_number(tail)
     return None if number is None else number_text(number)
+
+
+def _later_number(response: str, markers: Sequence[re.Match]) -> str | None:
+    """The number behind the first marker that has one before the next marker."""
+    ends = [*(marker.start() for marker in markers[1:]), len(response)]
+    parts = (response[marker.end() : end] for marker, end in zip(markers, ends))
+    return next(filter(None, (_first_number(part, None) for part in parts)), None)
 
 
 def _last_number(text: str, _choices) -> str | None:

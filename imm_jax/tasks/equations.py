@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from imm_jax.tasks.normalize import NUMBER, find_numbers, plain
+from imm_jax.tasks.normalize import NUMBER, find_numbers, parse_number, plain
 
 FULL_STOP = re.compile(r"(?<![A-Za-z])[.;?](?:\s|$)")  # in "Rs. 20" none
 TIMES = re.compile(r"\\(?:times|cdot|div)\b|(?<=[\s0-9])(?:[xX](?=[\s0-9$])|of(?=\s))")
@@ -17,21 +17,64 @@ UNIT = re.compile(
 )
 # All up to the result: "total = 3 * 5 = 15" from its last "=". Possessive, so that it stays linear.
 EQUATION = re.compile(r"[^0-9=]*+(?:[^A-Za-z<>=]*=)+")
+# "25% of 80, which is 20": what says that a result follows, and what makes it no result.
+WHICH_IS = re.compile(r"\bwhich (?:is(?: equal to)?|equals|gives|makes)(?=\s+[-$(]{0,2}[0-9])")
+COMPARED = re.compile(
+    r"%?(?:\s+[A-Za-z]+)?\s+(?:more|less|fewer|greater|larger|bigger|smaller|higher|lower|above|"
+    r"below|over|under|times|percent|of|than)\b|%?\s*[*]\s*(?![\s$(0-9])"
+)
+OPERATED = re.compile(r"[-+*/×÷]\s*[$(]?[0-9]")
+SUM = re.compile(r"[^0-9=]*+[^A-Za-z<>=]*")  # no words behind its first number
+LATEX = re.compile(r"\\boxed\b|\\[()\[\]]|[{}$]")
+# "12 - 5" and nothing else: a sum whose result is not stated. Possessive, as above.
+NUMERAL = r"(?:[0-9][0-9,]*+(?:\.[0-9]++)?|\.[0-9]++)%?"
+SIGN = r"(?:[-+*/×÷xX]|\\(?:times|cdot|div)\b)"
+UNFINISHED = re.compile(
+    rf"[\s:*_(]*+[-+]?{NUMERAL}(?:[\s)]*+{SIGN}[\s(]*+{NUMERAL})++[\s*_)]*+\.?[\s*_]*+"
+)
 
 
 def stated_number(text: str) -> Fraction | None:
     """The first number in ``text``; of an equation around it, in the same sentence, the result.
 
-    ``"12 + 5 = 17 apples"`` states 17, and so does ``"12 apples + 5 apples = 17 apples"``;
-    ``"12. 3 + 5 = 8"`` and ``"12 = 3 * 4"`` state 12.
+    ``"12 + 5 = 17 apples"`` states 17, and so do ``"12 apples + 5 apples = 17 apples"`` and
+    ``"12 + 5, which is 17"``; ``"12. 3 + 5 = 8"`` and ``"12 = 3 * 4"`` state 12; ``"12 + 5"``
+    alone states none.
     """
     text = plain(text)
     line = next((line for line in text.split("\n") if NUMBER.search(line)), "")
     sentence = FULL_STOP.split(line, maxsplit=1)[0]
     sentence = OPERATOR.sub(lambda word: SPELT[word.group().lower()], sentence)
-    sentence = UNIT.sub("", TIMES.sub("*", sentence))
+    bare = LATEX.sub(" ", sentence)
+    if _is_unfinished(bare):
+        return parse_number("".join(bare.split()).strip("*_:."))  # 1 / 3 is a number
+    sentence = UNIT.sub("", _with_equals_sign(TIMES.sub("*", sentence)))
     equation = EQUATION.match(sentence)
     right = sentence[equation.end() :] if equation else ""
     result = NUMBER.search(right)
     computed = result is not None and not OPERATION.match(right, result.end())
     return next(iter(find_numbers(right if computed else text)), None)
+
+
+def _is_unfinished(bare: str) -> bool:
+    return UNFINISHED.fullmatch(bare) is not None and NUMBER.fullmatch(bare.strip(" *_.")) is None
+
+
+def _with_equals_sign(sentence: str) -> str:
+    """``sentence`` with " = " for a "which is" between a sum and its result."""
+    found = WHICH_IS.search(sentence)
+    if found is None:
+        return sentence
+    left, right = sentence[: found.start()].rstrip(" ,("), sentence[found.end() :]
+    result = NUMBER.search(right)
+    if not _is_sum(UNIT.sub("", left + " =")[:-1]) or COMPARED.match(right, result.end()):
+        return sentence
+    return f"{left} = {right}"
+
+
+def _is_sum(text: str) -> bool:
+    """Whether numbers are worked with, and no words stand among them; 3/4 is one number."""
+    first = NUMBER.search(text)
+    if first is None or not SUM.fullmatch(text) or NUMBER.fullmatch(text.strip(" *_$")):
+        return False
+    return OPERATED.search(text, first.end()) is not None

@@ -48,14 +48,23 @@ PLAIN = {
     "\\%": "%",
 }
 GROUP_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+# 1.000,00 is a thousand and 1.000.000 a million; 1.000 and 1,5 may be either.
+EUROPEAN = re.compile(
+    r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]{1,2})?|\.[0-9]{3},[0-9]{2})"
+    r"(?![0-9]|[.,][0-9])"
+)
+IN_ENGLISH = str.maketrans({".": None, ",": "."})
 ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)")
 WRAPPERS = "\"'`*_“”‘’« »\t"
 
 
 def plain(text: str) -> str:
-    """``text`` with LaTeX spacing, fractions and minus signs in plain characters."""
+    """``text`` with LaTeX spacing, fractions and minus signs in plain characters, and numbers that
+    can only be written as in Europe (``1.000,00``) as in English.
+    """
     for old, new in PLAIN.items():
         text = text.replace(old, new)
+    text = EUROPEAN.sub(lambda number: number.group().translate(IN_ENGLISH), text)
     text = VULGAR_FRACTION.sub(lambda one: " " + _in_ascii(one.group()), text)
     return LATEX_FRACTION.sub(r" \1\2/\3\4", text)  # the space: 1\frac{4}{5} is 1 4/5, not 14/5
 

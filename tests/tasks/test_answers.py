@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from imm_jax.errors import InputError
@@ -33,7 +35,27 @@ AWKWARD = [
     ("number", "first", "Hence the final answer is 15.", None, "15"),
     ("number", "first", "I think 15.", None, None),
     ("number", "any", "I think 14 or 15.", None, "15"),
-    ("number", "first", "The answer is seven.", None, None),
+    ("number", "first", "The answer is seven.", None, "7"),
+    ("number", "first", "The answer is **Twelve** apples.", None, "12"),
+    ("number", "first", r"So it is \boxed{\text{twelve}}.", None, "12"),
+    ("number", "first", "The answer is half.", None, "0.5"),
+    ("number", "first", "The answer is a dozen.", None, "12"),
+    ("number", "first", "The answer is no apples.", None, "0"),
+    ("number", "first", "The answer is none.", None, None),
+    ("number", "first", "The answer is no.", None, None),
+    ("number", "first", "The answer is one of these: 7.", None, "7"),
+    ("number", "first", "The answer is twelve, of which 5 are red.", None, "5"),
+    ("number", "first", "The answer is twelve. 5 are red.", None, "12"),
+    ("number", "last", "The answer is twelve of 30.", None, "30"),
+    ("number", "first", "The answer is 25% of 80, which is 20.", None, "20"),
+    ("number", "first", "The answer is 1.000,00 euros.", None, "1000"),
+    ("number", "first", "The answer is 12 - 5.", None, None),
+    ("number", "first", r"The answer is \boxed{12 - 5}.", None, None),
+    ("number", "first", "The answer is 12 - 5. The answer is 7.", None, "7"),
+    ("number", "first", "The answer is 12 - 5. So 3 * 4. The answer is seven.", None, "7"),
+    ("number", "first", "The answer is 5 / 30.", None, "1/6"),
+    ("text", "first", "The answer is seven.", None, "seven"),
+    ("choice", "first", "The answer is none.", ("1", "none"), "B"),
     ("number", "first", "The answer is " + "9" * 5000, None, None),
     ("number", "first", "The answer is 1/0.", None, None),
     ("number", "first", "", None, None),
@@ -150,6 +172,14 @@ AWKWARD = [
 @pytest.mark.parametrize("answer_type, rule, response, choices, expected", AWKWARD)
 def test_extract(answer_type, rule, response, choices, expected):
     assert extract(answer_type, response, rule=rule, choices=choices) == expected
+
+
+@pytest.mark.parametrize("piece", ["The answer is ", "The answer is 1 + 1. ", "the answer is a "])
+def test_many_markers_take_no_longer_than_they_are_long(piece):
+    text = (piece * 100_000)[:100_000]
+    start = time.thread_time()
+    assert extract("number", text) is None
+    assert time.thread_time() - start < 5  # below half a second
 
 
 def test_extract_names_unknown_types_and_rules():
