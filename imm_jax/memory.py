@@ -14,62 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from imm_jax.models.block_attention import block_size
-from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
 from imm_jax.sampling.batch import PREFILL_ROWS, cache_slots
 from imm_jax.sampling.config import SamplingConfig
-from imm_jax.sharding import Sizes, batch_shards, parse_mesh, partition
+from imm_jax.sharding import Sizes, batch_shards, partition
 from imm_jax.training.batching import micro_batch_rows
-from imm_jax.training.config import TrainingConfig
 from imm_jax.training.lora import init_adapters
 from imm_jax.training.optimizer import make_optimizer
 from imm_jax.tree import path_str
-
-FLOAT32 = 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Workload:
-    """What is planned.
-
-    Attributes:
-      model: the architecture.
-      sizes: of the mesh's axes, by default one device.
-      weights: bytes of a weight as it is held, merged and saved.
-      sampling: of training samples.
-      evaluation: of answers to test questions.
-      training: the fine-tune.
-      prompt: tokens of the longest prompt.
-      on_cpu: computes in float32 when sampling, in smaller chunks.
-    """
-
-    model: ModelConfig
-    sizes: Sizes = dataclasses.field(default_factory=lambda: parse_mesh("data=1"))
-    weights: int = FLOAT32
-    sampling: SamplingConfig = SamplingConfig()
-    evaluation: SamplingConfig = SamplingConfig(temperature=0.0)
-    training: TrainingConfig = TrainingConfig()
-    prompt: int = 512
-    on_cpu: bool = False
-
-    @property
-    def tensor(self) -> int:
-        """The size t of the tensor axis."""
-        return self.sizes["tensor"]
-
-    def heads(self, count: int) -> int:
-        """Heads on a device, all of them where t does not divide their number."""
-        return count if count % self.tensor else count // self.tensor
-
-    @property
-    def computed(self) -> int:
-        """Bytes c of a number computed in training, but in products."""
-        return FLOAT32 if self.on_cpu else jnp.dtype(self.training.compute_dtype).itemsize
-
-    @property
-    def sampled(self) -> int:
-        """Bytes c of a number computed in sampling."""
-        return FLOAT32 if self.on_cpu else 2
+from imm_jax.workload import FLOAT32, Workload
 
 
 def param_bytes(work: Workload, itemsize: int, sizes: Sizes | None = None) -> int:
@@ -225,6 +178,15 @@ def decode_bytes(work: Workload, config: SamplingConfig) -> int:
     return max(_kv_bytes(work, tokens) + inner + 2 * scores, decode)
 
 
+def sampling_bytes(work: Workload, config: SamplingConfig) -> dict[str, int]:
+    """What answering needs beside the model, by what holds it."""
+    return {
+        "weights for decoding": decode_weight_bytes(work, config),
+        "KV cache": cache_bytes(work, config),
+        "sampling temporaries": decode_bytes(work, config),
+    }
+
+
 def merge_bytes(work: Workload) -> int:
     """Temporaries of a merge: no more than the largest array in float32."""
     shapes = param_shapes(work.model).items()
@@ -238,17 +200,13 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
     from the merge on the tuned and the merged one too. Elsewhere those that a step does not need
     wait in the host's memory: one answers, one is trained (in its float32 copy, or beside LoRA's
     adapters), and two are merged into a third.
+
+    A teacher is there beside them while it samples, and gone before anything else is done. A model
+    that judges its samples answers once more, to prompts that hold them: the phase ``select``.
     """
     model = param_bytes(work, work.weights)
     counts = (2, 2, 4, 4) if work.on_cpu else (1, int(work.training.lora is not None), 3, 1)
     sample, train, merge, evaluate = ({"models": n * model} if n else {} for n in counts)
-
-    def sampling(config: SamplingConfig) -> dict[str, int]:
-        return {
-            "weights for decoding": decode_weight_bytes(work, config),
-            "KV cache": cache_bytes(work, config),
-            "sampling temporaries": decode_bytes(work, config),
-        }
 
     training = {
         "trained parameters": trained_bytes(work),
@@ -258,11 +216,20 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
         "loss": loss_bytes(work),
         "gathered layers": gathered_bytes(work),
     }
+    samples, judges = work, {}
+    if work.teacher is not None:
+        samples = dataclasses.replace(work, model=work.teacher)
+        sample = {**sample, "teacher": param_bytes(samples, work.weights)}
+    if work.judge_prompt is not None:
+        asked = dataclasses.replace(work, prompt=work.judge_prompt)
+        models = {"models": counts[0] * model}
+        judges = {"select": {**models, **sampling_bytes(asked, work.sampling)}}
     return {
-        "sample": {**sample, **sampling(work.sampling)},
+        "sample": {**sample, **sampling_bytes(samples, work.sampling)},
+        **judges,
         "train": {**train, **training},
         "merge": {**merge, "merge temporaries": merge_bytes(work)},
-        "evaluate": {**evaluate, **sampling(work.evaluation)},
+        "evaluate": {**evaluate, **sampling_bytes(work, work.evaluation)},
     }
 
 

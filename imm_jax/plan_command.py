@@ -8,6 +8,7 @@ import os
 from imm_jax.errors import InputError
 
 GB = 1e9
+ASKED_TOKENS = 80  # of what a judge is told beside question and sample
 PREALLOCATED = 0.75  # the share of a GPU that jax takes unless told otherwise
 
 
@@ -16,21 +17,23 @@ def plan(args: argparse.Namespace) -> None:
     from imm_jax import memory
     from imm_jax.models.layout import param_shapes
     from imm_jax.partition_rules import say_what_is_whole
-    from imm_jax.sharding import parse_mesh
 
     work = _workload(args)
     sizes = work.sizes
-    say_what_is_whole(param_shapes(work.model), sizes)
     table = memory.plan(work)
     phase, most = memory.peak(table)
     count = math.prod(sizes.values())
     axes = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
-    model = work.model
-    shapes_alone = memory.param_bytes(work, 1, parse_mesh("data=1"))
-    print(
-        f"{model.model_type}: {shapes_alone:,} parameters in {model.num_hidden_layers} layers, on "
-        + (f"{count} devices ({axes})" if count > 1 else "1 device")
-    )
+    where = f"{count} devices ({axes})" if count > 1 else "1 device"
+    for name, model in (("", work.model), ("teacher, ", work.teacher)):
+        if model is not None:
+            shapes = param_shapes(model)
+            say_what_is_whole(shapes, sizes)
+            numbers = sum(map(math.prod, shapes.values()))
+            layers = model.num_hidden_layers
+            print(
+                f"{name}{model.model_type}: {numbers:,} parameters in {layers} layers, on {where}"
+            )
     print(f"prompts of up to {work.prompt} tokens; GB on each device\n")
     _print_table(table)
     print(f"\npeak: {most / GB:.2f} GB ({phase}){_verdict(most, args.memory, work.on_cpu)}")
@@ -50,6 +53,8 @@ def _workload(args: argparse.Namespace):
     architecture = read_config(resolve(source, revision=own_revision, weights=False))
     context = architecture.max_position_embeddings
     longest = min(config.training.max_length, context)  # where a fine-tune cuts
+    teacher = config.teacher and read_config(resolve(config.teacher, weights=False))
+    prompt = _longest_prompt(args.prompt_tokens, config, context)
     return Workload(
         model=architecture,
         sizes=parse_mesh(args.mesh or config.mesh or "data=1"),
@@ -57,9 +62,22 @@ def _workload(args: argparse.Namespace):
         sampling=config.sampling,
         evaluation=config.evaluation,
         training=dataclasses.replace(config.training, max_length=longest),
-        prompt=_longest_prompt(args.prompt_tokens, config, context),
+        prompt=prompt,
+        teacher=teacher,
+        judge_prompt=_judge_prompt(config, prompt, context),
         on_cpu=args.cpu,
     )
+
+
+def _judge_prompt(config, prompt: int, context: int) -> int | None:
+    """Tokens of a question, a sample and what is asked about it, as far as a judge has room."""
+    from imm_jax.rounds.select import RULES, check_rule
+
+    check_rule(config.select.rule)
+    if "judge" not in RULES[config.select.rule].needs:
+        return None
+    new = config.sampling.max_new_tokens
+    return min(prompt + new + ASKED_TOKENS, context - new)
 
 
 def _settings(args: argparse.Namespace):

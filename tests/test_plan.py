@@ -198,3 +198,35 @@ def test_narrow_decode_weights_are_a_second_copy():
     plan = memory.plan(dataclasses.replace(work, sampling=narrow))
     extra = plan["sample"]["weights for decoding"] - plan["evaluate"]["weights for decoding"]
     assert extra == 2 * matrices + 4 * vectors
+
+
+def bytes_of(config: ModelConfig) -> int:
+    """Of its parameters in float32, from their shapes."""
+    params = jax.eval_shape(lambda: init_params(config, 0))
+    return 4 * sum(x.size for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(("on_cpu", "count"), [(True, 2), (False, 1)])
+def test_a_teacher_is_there_while_it_samples(on_cpu, count):
+    """With its own shapes, beside the run's models; it does nothing else."""
+    work = dataclasses.replace(workload("data=1", {}, LONG), on_cpu=on_cpu, sampling=SAMPLING)
+    teacher = ModelConfig(**SMALL | {"vocab_size": 4096, "num_hidden_layers": 6})
+    alone, taught = memory.plan(work), dataclasses.replace(work, teacher=teacher)
+    answering = memory.plan(dataclasses.replace(work, model=teacher))["sample"]
+    models = {"models": count * bytes_of(work.model), "teacher": bytes_of(teacher)}
+    found = memory.plan(taught)
+    assert found["sample"] == answering | models
+    assert found | {"sample": alone["sample"]} == alone
+    narrow = dataclasses.replace(taught, weights=2, sizes=parse_mesh("fsdp=2,tensor=2"))
+    assert models["teacher"] / 8 <= memory.plan(narrow)["sample"]["teacher"] < bytes_of(teacher) / 7
+
+
+def test_a_judge_answers_longer_prompts():
+    work = workload("data=1", {}, LONG, sampling=SAMPLING, prompt=PROMPT)
+    judged = memory.plan(dataclasses.replace(work, judge_prompt=2 * PROMPT))
+    assert list(judged) == ["sample", "select", "train", "merge", "evaluate"]
+    assert judged["select"] == memory.plan(dataclasses.replace(work, prompt=2 * PROMPT))["sample"]
+    assert "select" not in memory.plan(work)
+    # A teacher does not judge: the model that is trained does.
+    taught = dataclasses.replace(work, teacher=work.model, judge_prompt=2 * PROMPT)
+    assert memory.plan(taught)["select"] == judged["select"]

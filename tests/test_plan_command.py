@@ -118,6 +118,24 @@ def test_whether_it_fits_is_said(table):
     assert figures["models"] == ["3.95", "3.95", "7.90", "7.90"]  # nowhere else to wait
 
 
+def test_a_teacher_and_a_judge_count(place, command):
+    larger = QWEN | {"num_hidden_layers": 48}  # 14,912,384 parameters a layer
+    (place / "teacher").mkdir()
+    (place / "teacher/config.json").write_text(json.dumps(larger))
+    argv = ("plan", "run.yaml", "--mesh", "data=1", "--prompt-tokens", "300")
+    lines = command(*argv, "teacher=teacher", "select.rule=self_verify").splitlines()
+    assert lines[1] == "teacher, qwen2: 851,929,984 parameters in 48 layers, on 1 device"
+    assert lines[4].split() == ["sample", "select", "train", "merge", "evaluate"]
+    rows = {line[:20].strip(): line[20:].split() for line in lines[5:-2]}
+    assert rows["teacher"] == ["1.70"]  # bfloat16
+    assert rows["models"] == ["0.99", "0.99", "2.96", "0.99"]
+    assert rows["weights for decoding"] == ["1.70", "0.99", "0.99"]
+    # 2 * layers * 128 rows * slots * 2 heads * 64 * 2 bytes; 576 + 512 slots for 300 + 256 tokens,
+    # and 896 + 512 for the judge's 300 + 256 + 80 + 256.
+    assert rows["KV cache"] == ["3.42", "2.21", "1.71"]
+    assert command(*argv).splitlines()[3].split() == ["sample", "train", "merge", "evaluate"]
+
+
 def test_a_seven_billion_model_is_trained_whole_on_one_80_gb_gpu(table, tmp_path):
     seven = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
              "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
