@@ -27,6 +27,8 @@ from imm_jax.training.config import TrainingConfig
 from imm_jax.training.fit import fit
 from tests.compiling import optimisations
 
+pytestmark = pytest.mark.slow
+
 VERIFY = """Here is a question and a proposed solution. Is the solution right?
 
 The question is: {question}
@@ -185,6 +187,20 @@ def test_fewer_questions(place, command):
     command("analyze", "run", "--importance", "--gap", "--questions", "3")
     rows = analysed(place / "run")["rows"]
     assert {row["samples"] for row in rows} == {3 * SAMPLES}
+
+
+def test_a_teacher_judges_what_it_sampled(place, taught, command):
+    """Of every round, whatever models the run keeps; this one never says a word."""
+    shutil.rmtree(place / "run/seed-0/round-1/vanilla/model")
+    model, params = load_model(taught)
+    params["final_norm"]["scale"] = np.zeros_like(params["final_norm"]["scale"])
+    save_model(place / "mute", model, params, tokenizer=load_tokenizer(taught))
+    settings = yaml.safe_load((place / "run/config.yaml").read_text())
+    (place / "run/config.yaml").write_text(yaml.safe_dump(settings | {"teacher": "mute"}))
+    command("analyze", "run", "--importance", "--gap")
+    section = analysed(place / "run")
+    assert section["missing"] == [] and len(section["rows"]) == 4
+    assert {(row["approved"], row["gap"]) for row in section["rows"]} == {(0, 0)}
 
 
 def test_wrong_input_is_one_line(place, refused, taught):
