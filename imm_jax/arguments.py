@@ -148,7 +148,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "analyze",
         "Diversity and collapse by round, weight change and importance by layer and how they "
         "correlate, of a run or of two models; on demand accuracy between two models and on "
-        "trained, renumbered and new questions. Writes analysis.json and plots; what is there is "
+        "trained, varied and new questions. Writes analysis.json and plots; what is there is "
         "not made again.",
         "imm-jax analyze runs/quickstart --importance taylor influence --path 5 --memorisation",
     )
@@ -168,6 +168,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
                      help="let the path go on past the tuned model, at 1")  # fmt: skip
     sub.add_argument("--memorisation", action="store_true",
                      help="accuracy on trained, renumbered and new questions")  # fmt: skip
+    sub.add_argument("--variations", metavar="TASK",
+                     help="the same, also on trained questions in other words or numbers: those "
+                     "of TASK that carry a trained one's id")  # fmt: skip
     sub.add_argument("--questions", type=whole(1), metavar="N",
                      help="of each task at most (default: the run's, or all)")  # fmt: skip
     sub.add_argument("--arm", help="of a run: whose last model is the tuned one (default: the "
