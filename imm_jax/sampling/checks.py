@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from imm_jax.errors import InputError
+from imm_jax.errors import Diverged, InputError
 from imm_jax.models.decoder import Decoder
 
 
@@ -91,12 +91,12 @@ def check_lengths(model: Decoder, tokens: Sequence[Sequence[int]], new: int) -> 
 
 
 def check_finite(logprobs: Sequence[float], name: str) -> None:
-    """Raises InputError where the model's answer to the prompt ``name`` is no distribution.
+    """Raises Diverged where the model's answer to the prompt ``name`` is no distribution.
 
     Of logits that are not numbers the first token is drawn, so the answer looks like one.
     """
     if not all(map(math.isfinite, logprobs)):
-        raise InputError(
+        raise Diverged(
             f"prompt {name}: the model gives logits that are not finite, expected numbers; check "
             "its weights"
         )
