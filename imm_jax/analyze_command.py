@@ -32,13 +32,16 @@ def analyze(args: argparse.Namespace) -> None:
     weights = path_weights(args.path, args.beyond) if args.path else []
     subject = _of_run(args) if len(args.models) == 1 else _of_models(args)
     check_output(str(subject.output / RESULTS))
+    practised = _practised(args, subject)
     record = Record(subject.output / RESULTS)
     with Stop() as should_stop:
-        _analyze(args, subject, record, weights, should_stop)
+        _analyze(args, subject, record, weights, practised, should_stop)
     print(f"figures: {record.path}, {subject.output / PLOTS}/*.png")
 
 
-def _analyze(args, subject: Subject, record, weights: list, should_stop: Callable) -> None:
+def _analyze(
+    args, subject: Subject, record, weights: list, practised: tuple, should_stop: Callable
+) -> None:
     from imm_jax import analyses, probes
     from imm_jax.analysis import plots, text
     from imm_jax.gap_probe import put_verification
@@ -76,7 +79,7 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
         kept = plot_at / "gap"
         found = put_verification(record, subject.run, bench, base, kept, args.questions)
         print(f"each round's model on its own samples\n{text.verification_table(found)}\n")
-    if not weights and not args.memorisation:
+    if not weights and not practised:
         return
     pair = probes.Pair(base, tuned(), str(subject.last or args.models[1]))
     name = pair.name
@@ -84,13 +87,33 @@ def _analyze(args, subject: Subject, record, weights: list, should_stop: Callabl
         points = probes.put_path(record, bench, pair, weights, batches)
         plots.plot_path(points, plot_at / "path.png", f"from the base to {name}")
         print(f"path to {name}\n{text.path_table(points)}\n")
-    if args.memorisation:
-        trained = bench.tasks[0].train
-        if subject.run:
-            ids = subject.run.trained_on(subject.last)
-            trained = [question for question in trained if question.id in ids]
-        found = probes.put_memorisation(record, bench, pair, trained[: args.questions])
+    if practised:
+        found = probes.put_memorisation(record, bench, pair, *practised)
         print(f"memorisation, {name}\n{text.memorisation_table(found)}\n")
+
+
+def _practised(args: argparse.Namespace, subject: Subject) -> tuple:
+    """The questions trained on and their variations, where memorisation is asked for."""
+    from imm_jax.analysis.memorisation import matched
+    from imm_jax.tasks.sources import make_task
+
+    if not args.memorisation and not args.variations:
+        return ()
+    task = subject.tasks[0]
+    trained = task.train
+    if subject.run:
+        ids = subject.run.trained_on(subject.last)
+        trained = [question for question in trained if question.id in ids]
+    trained = trained[: args.questions]
+    if not args.variations:
+        return trained, []
+    other = make_task(args.variations, seed=subject.config.data.seed)
+    if other.answer_type != task.answer_type:
+        raise InputError(
+            f"--variations: {args.variations} has answers of type {other.answer_type!r}, expected "
+            f"{task.answer_type!r} as {task.name}"
+        )
+    return trained, matched(trained, other.test)
 
 
 def _of_run(args: argparse.Namespace) -> Subject:
@@ -144,7 +167,7 @@ def _of_models(args: argparse.Namespace) -> Subject:
     for name in ("arm", "gap"):
         if getattr(args, name):
             raise InputError(f"--{name}: given with two models, expected a run's folder")
-    for name in ("importance", "ablation_questions", "path", "memorisation"):
+    for name in ("importance", "ablation_questions", "path", "memorisation", "variations"):
         if getattr(args, name) and not args.tasks:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag}: needs questions, expected --tasks with two models")
@@ -196,7 +219,7 @@ def _load(args, subject: Subject, should_stop: Callable):
         return bench, base, tuned, [({"model": args.models[1]}, tuned)]
     kept = subject.run.models(subject.last)
     folder = kept.get("tuned", kept.get("model"))
-    if folder is None and (args.path or args.memorisation):
+    if folder is None and (args.path or args.memorisation or args.variations):
         raise InputError(f"{subject.run.path}: no weights kept of {subject.last}, expected a model")
     base = read()
     tuned = Later(lambda: checkpoints.restore(folder, base))

@@ -150,7 +150,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "analyze",
         "Diversity and collapse by round, weight change and importance by layer and how they "
         "correlate, of a run or of two models; on demand accuracy between two models and on "
-        "trained, renumbered and new questions, and how well the run's models verify their own "
+        "trained, varied and new questions, and how well the run's models verify their own "
         "samples. Writes analysis.json and plots; what is there is "
         "not made again.",
         "imm-jax analyze runs/quickstart --importance taylor influence --path 5 --memorisation",
@@ -171,6 +171,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
                      help="let the path go on past the tuned model, at 1")  # fmt: skip
     sub.add_argument("--memorisation", action="store_true",
                      help="accuracy on trained, renumbered and new questions")  # fmt: skip
+    sub.add_argument("--variations", metavar="TASK",
+                     help="the same, also on trained questions in other words or numbers: those "
+                     "of TASK that carry a trained one's id")  # fmt: skip
     sub.add_argument("--gap", action="store_true",
                      help="of a run: the generation-verification gap of each round, whose model is "
                      "asked once and greedily which of its samples are right")  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from imm_jax.analyze_command import analyze
 from imm_jax.arguments import parse
 from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
-from imm_jax.errors import InputError, Interrupted
+from imm_jax.errors import Diverged, InputError, Interrupted
 from imm_jax.evaluate_command import evaluate
 from imm_jax.inputs import (
     check_output,
@@ -84,7 +84,14 @@ def _run(args: argparse.Namespace) -> None:
         return
     plot(rows, output / "plot.png", f"{name}: {config.model.rsplit('/', 1)[-1]}")
     print(table(rows))
-    print(f"\nfigures: {output}/plot.png, {output}/metrics.jsonl   model: {output}/model")
+    model = f"   model: {output}/model" if (output / "model").is_dir() else ""
+    print(f"\nfigures: {output}/plot.png, {output}/metrics.jsonl{model}")
+    expected = len(config.seeds) * (1 + config.rounds * len(config.arms))
+    if len(rows) < expected:
+        raise Diverged(
+            f"{output}: {expected - len(rows)} of {expected} rows are missing, of arms that "
+            "diverged, as said above"
+        )
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The one exception a user causes: bad input, said in one line."""
+"""What a user causes, bad input and training that diverges, said in one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Input that cannot be used. The message is one line: which file or key, what it holds, what
     was expected. The command line prints it and exits with code 2.
     """
+
+
+class Diverged(InputError):
+    """A model whose loss, gradient or logits are not finite, as a step too large leaves it."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

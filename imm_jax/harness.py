@@ -1,4 +1,4 @@
-"""A model for lm-evaluation-harness (the extra ``lm_eval``): its tasks, our decoder.
+"""A model for lm-evaluation-harness (the extra ``lm-eval``): its tasks, our decoder.
 
     python -m imm_jax.harness run --model imm_jax --model_args pretrained=FOLDER --tasks arc_easy
 
@@ -18,7 +18,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 except ImportError as error:
-    raise ImportError("imm_jax.harness needs lm-eval: pip install 'imm-jax[lm_eval]'") from error
+    raise ImportError("imm_jax.harness needs lm-eval: pip install 'imm-jax[lm-eval]'") from error
 from jaxtyping import PyTree
 
 from imm_jax.errors import InputError

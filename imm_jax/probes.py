@@ -141,15 +141,24 @@ def put_path(
 
 
 def put_memorisation(
-    record: Record, bench: Bench, pair: Pair, trained: Sequence[Example]
+    record: Record,
+    bench: Bench,
+    pair: Pair,
+    trained: Sequence[Example],
+    variations: Sequence[Example] = (),
 ) -> dict[str, dict]:
-    """Base and tuned model on trained, renumbered and new questions; returns both results."""
+    """Base and tuned model on trained, varied and new questions; returns both results.
+
+    Args:
+      variations: trained questions in other words or numbers, as ``matched`` gives them. Built-in
+        arithmetic questions are given other numbers here.
+    """
     config, task = bench.config, bench.tasks[0]
     scheme, kind, _ = parse_spec(config.data.in_domain)
     again = [renumber(kind, q, config.data.seed) for q in trained if scheme == "builtin"]
     again = [question for question in again if question is not None]
-    questions = {"trained": trained, "renumbered": again, "new": task.test}
-    asked = {name: digest(own) for name, own in questions.items()}
+    questions = {"trained": trained, "renumbered": again, "varied": variations, "new": task.test}
+    asked = {name: digest(own) for name, own in questions.items() if own}
     record.begin("memorisation", pair.settings() | how_asked(bench) | {"questions": asked})
 
     def measure(name: str, params: PyTree) -> Any:

@@ -148,6 +148,29 @@ def test_run_and_run_again(run_yaml, model, command, monkeypatch):
     assert before.keys() == after.keys() and time.process_time() - start < 10
 
 
+def rows_of(config) -> list[dict]:
+    """As many rows as a run has."""
+    places = [(0, "base"), *((t + 1, arm) for t in range(config.rounds) for arm in config.arms)]
+    return [
+        {"seed": seed, "round": t, "arm": arm, "in_domain": None, "distance": 0.0}
+        for seed in config.seeds
+        for t, arm in places
+    ]
+
+
+def test_a_run_without_the_rounds_of_an_arm_shows_the_others_and_says_so(
+    run_yaml, capsys, monkeypatch
+):
+    import imm_jax.rounds.run
+
+    monkeypatch.setattr(imm_jax.rounds.run, "run", lambda config, *_, **__: rows_of(config)[:-2])
+    assert main(["run", str(run_yaml), "rounds=3", "seeds=[0, 1]"]) == 2
+    printed = capsys.readouterr()
+    assert "    3  vanilla" in printed.out and "runs/tiny/plot.png" in printed.out
+    assert "model:" not in printed.out
+    assert "error: runs/tiny: 2 of 14 rows are missing, of arms that diverged" in printed.err
+
+
 @pytest.mark.parametrize(
     ("words", "folder", "samples"), [((), "runs/tiny", 2), (("--smoke",), "runs/tiny-smoke", 3)]
 )
@@ -159,7 +182,7 @@ def test_where_a_run_goes_and_what_smoke_changes(
 
     def record(config, output, **_):
         called.append((config, output))
-        return [{"seed": 0, "round": 0, "arm": "base", "in_domain": None, "distance": 0.0}]
+        return rows_of(config)
 
     called = []
     monkeypatch.setattr(imm_jax.rounds.run, "run", record)

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import configparser
 import re
 import subprocess
 import sys
@@ -86,3 +87,13 @@ def test_the_block_of_python_runs(
     assert not np.array_equal(base, tuned)
     found = imm_jax.load_model("runs/example/merged")[1][scale]["scale"]
     np.testing.assert_allclose(found, (base + tuned) / 2, rtol=1e-6)
+
+
+def test_every_extra_is_there_under_a_name_that_every_pip_knows():
+    """pip 23.2, which Python 3.11 brings, takes ``lm_eval`` for an extra that does not exist."""
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    extras = set(setup["options.extras_require"])
+    named = set(re.findall(r"extra `([^`]+)`", README))
+    assert {"lm-eval", "reasoning-gym", "search", "tfds"} <= named <= extras
+    assert all(re.fullmatch("[a-z]+(-[a-z]+)*", extra) for extra in extras)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from imm_jax.analysis.figures import Figure, style_of, svg
+from imm_jax.analysis.memorisation import SETS
 from imm_jax.analysis.summary import by_round_and_arm, draw_rounds, lengths
 from imm_jax.statistics import mean_interval
 
@@ -21,7 +22,6 @@ DIVERSITY = {
     "unique_correct": "Unique correct solutions by round",
     "pass@1": "Share of right samples by round",
 }
-SETS = ("trained", "renumbered", "new")
 
 
 def analysis_figures(
@@ -164,13 +164,13 @@ def _path(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figure]:
 
 
 def _memorisation(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figure]:
-    """The original and the tuned model on trained, renumbered and new questions."""
+    """The original and the tuned model on trained, varied and new questions."""
     section = analysis["memorisation"]
     models = [section[name]["scores"] for name in ("base", "tuned") if name in section]
     sets = [name for name in SETS if any(name in scores for scores in models)]
     if not sets:
         return []
-    title = "Accuracy on questions trained on, renumbered, and new"
+    title = "Accuracy on questions trained on, varied, and new"
     name = section.get("settings", {}).get("name", "")
     arm = next((arm for arm in arms if name.endswith(f", {arm}")), None)
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from imm_jax.analysis.scores import Comparison, TaskScore, compare, score_answers, verdicts
+from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer
 from imm_jax.tasks import generators
 from imm_jax.tasks.arithmetic import solve
@@ -14,7 +15,8 @@ from imm_jax.tasks.types import Example
 
 STORIES = {"one_step": ONE_STEP, "two_step": TWO_STEP, "comparison": COMPARISON}
 TRIES = 500
-SETS = ("trained", "renumbered", "new")
+VARIED = ("renumbered", "varied")  # the trained questions once more, by a generator or from a file
+SETS = ("trained", *VARIED, "new")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,14 +24,16 @@ class Memorisation:
     """One model on questions it was trained on and on others.
 
     Attributes:
-      scores: for each set that there is its score: ``trained``, ``renumbered`` and ``new``.
+      scores: for each of ``SETS`` that there is its score.
       renumbered: the questions that have a renumbered one, with it and without: which of the two
         are right (first the trained one), with McNemar's exact test. None without any.
+      varied: the same of those that have a variation.
       new_p_value: of Fisher's exact test that trained and new ones are right as often.
     """
 
     scores: dict[str, TaskScore]
     renumbered: Comparison | None
+    varied: Comparison | None
     new_p_value: float
 
 
@@ -98,6 +102,30 @@ def _pattern(story: Story) -> re.Pattern:
     return re.compile("".join(parts))
 
 
+def matched(trained: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    """Those of ``others`` that carry a trained question's id, as variations of it.
+
+    A file's ids are compared without the ``train/`` that a task puts before those of its training
+    split, so that a file of variations repeats the ids of the training file.
+
+    Raises:
+      InputError: there is none.
+    """
+    ids = {question.id: question.id for question in trained}
+    ids |= {question.id.removeprefix("train/"): question.id for question in trained}
+    found = [
+        dataclasses.replace(other, id=f"{ids[other.id]}/varied")
+        for other in others
+        if other.id in ids
+    ]
+    if not found:
+        raise InputError(
+            f"variations: none of {len(others)} ids is that of a trained question, expected ids "
+            f"such as {min(ids, default='')!r}"
+        )
+    return found
+
+
 def memorisation(sets: Mapping[str, Sequence[Answer]], answer_type: str) -> Memorisation:
     """Scores and tests of one model's answers.
 
@@ -106,22 +134,25 @@ def memorisation(sets: Mapping[str, Sequence[Answer]], answer_type: str) -> Memo
     what grew by the training is what was learnt there.
 
     Args:
-      sets: answers to the ``trained``, ``renumbered`` (may be empty) and ``new`` questions, one to
-        each; the id of a renumbered one is the trained one's with ``/renumbered`` behind it.
+      sets: answers to the questions of each of ``SETS``, one to each question; ``renumbered`` and
+        ``varied`` may be empty. The id of one of these is the trained one's with ``/renumbered`` or
+        ``/varied`` behind it.
       answer_type: the task's.
     """
     from scipy.stats import fisher_exact
 
     scores = {name: score_answers(sets[name], answer_type) for name in SETS if sets[name]}
     right = {name: verdicts(sets[name], answer_type) if sets[name] else {} for name in SETS}
-    again = {name.removesuffix("/renumbered"): ok for name, ok in right["renumbered"].items()}
-    paired = {name: right["trained"][name] for name in again}
+    pairs: dict[str, Comparison | None] = dict.fromkeys(VARIED)
+    for name in VARIED:
+        if again := {key.removesuffix(f"/{name}"): ok for key, ok in right[name].items()}:
+            pairs[name] = compare({key: right["trained"][key] for key in again}, again)
     counts = [
         [sum(right[name].values()), len(right[name]) - sum(right[name].values())]
         for name in ("trained", "new")
     ]
     return Memorisation(
         scores=scores,
-        renumbered=compare(paired, again) if again else None,
+        **pairs,
         new_p_value=float(fisher_exact(counts).pvalue),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imm_jax.analysis.memorisation import SETS
+from imm_jax.analysis.memorisation import SETS, VARIED
 from imm_jax.analysis.scores import aligned
 
 Rows = Sequence[Mapping[str, Any]]
@@ -110,9 +110,10 @@ def memorisation_table(models: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append([name, *map(_share, scores), str(scores[0]["questions"])])
     tests = []
     for name, found in models.items():
-        if found["renumbered"]:
-            p_value = found["renumbered"]["p_value"]
-            tests.append(f"{name}, trained and renumbered: McNemar p = {p_value:.3f}")
+        for which in VARIED:
+            if found.get(which):
+                p_value = found[which]["p_value"]
+                tests.append(f"{name}, trained and {which}: McNemar p = {p_value:.3f}")
         tests.append(f"{name}, trained and new: Fisher p = {found['new_p_value']:.3f}")
     return "\n".join([aligned(lines), *tests])
 

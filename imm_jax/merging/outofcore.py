@@ -151,9 +151,10 @@ def row_ranks(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def _rank(rows: np.ndarray, ranks: np.ndarray) -> None:
     length = rows.shape[1]
-    pairs = _bits(rows).astype(np.int64)
-    pairs <<= 32
+    pairs = np.left_shift(_bits(rows), 32, dtype=np.int64)
     pairs |= np.arange(rows.size).reshape(rows.shape)
     pairs.sort(axis=-1)
     pairs &= 0xFFFFFFFF
-    ranks.reshape(-1)[pairs] = np.arange(length, dtype=np.float32) / np.float32(length - 1)
+    shares = np.arange(length, dtype=np.float32) / np.float32(length - 1)
+    # Flat and of one size: NumPy takes half the time of broadcasting one row.
+    ranks.reshape(-1)[pairs.reshape(-1)] = np.tile(shares, len(rows))

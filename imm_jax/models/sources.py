@@ -27,6 +27,7 @@ HUB_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_TIMEOUT_SECONDS = 10.0
 IDENTITY = ("revision", "sha256")  # keys of a record that name the very files
 PAGE, PAGES = 4096, 1000  # bytes, and how many of each file a fingerprint looks at
@@ -93,11 +94,33 @@ def resolve(
         return _from_disk(text, path)
     if HUB_ID.fullmatch(text) and not text.endswith(".gguf"):
         files = HUB_FILES if weights else HUB_CONFIG
-        return _from_hub(text, cache_dir, revision, offline, files)
+        folder = _snapshot(text, cache_dir, revision, offline, files)
+        record = {"source": text, "revision": folder.name}
+        return dataclasses.replace(_from_disk(text, folder), record=record)
     raise InputError(
         f"{text}: no such folder or file, and not a hub id (org/name) or a "
         "pypi:DIST==VERSION/path/in/wheel.gguf source"
     )
+
+
+def resolve_adapter(source: str, *, revision: str | None = None) -> Path:
+    """The folder of a PEFT adapter: one on disk, or a hub id.
+
+    Raises:
+      InputError: it does not exist, cannot be reached, or lacks one of the two files.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        _no_revision(source, revision)
+        path = path.resolve()
+    elif HUB_ID.fullmatch(source):
+        path = _snapshot(source, None, revision, False, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    else:
+        raise InputError(f"{source}: no such folder, and not a hub id (org/name)")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (path / name).is_file():
+            raise InputError(f"{path}: has no {name}, expected the folder of a PEFT adapter")
+    return path
 
 
 def identify(model: ResolvedModel) -> dict[str, Any]:
@@ -153,13 +176,14 @@ def _from_wheel(member: WheelMember, cache: Path, offline: bool) -> ResolvedMode
     return ResolvedModel(kind="gguf", path=path, record=record)
 
 
-def _from_hub(
+def _snapshot(
     name: str,
     cache_dir: str | os.PathLike | None,
     revision: str | None,
     offline: bool,
     files: tuple[str, ...],
-) -> ResolvedModel:
+) -> Path:
+    """The folder with these files of a hub's repository."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -186,12 +210,14 @@ def _from_hub(
                 raise
             reason = _first_line(error)
     try:
-        folder = snapshot_download(
-            name,
-            revision=commit,
-            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser() / "hub",
-            allow_patterns=list(files),
-            local_files_only=bool(reason),
+        return Path(
+            snapshot_download(
+                name,
+                revision=commit,
+                cache_dir=None if cache_dir is None else Path(cache_dir).expanduser() / "hub",
+                allow_patterns=list(files),
+                local_files_only=bool(reason),
+            )
         )
     except Exception as error:
         if not reason:
@@ -202,8 +228,6 @@ def _from_hub(
             f"{name}: not a folder here, not in the hub's cache, and the hub cannot be reached "
             f"({reason})"
         ) from error
-    found = _from_disk(name, Path(folder))
-    return dataclasses.replace(found, record={"source": name, "revision": Path(folder).name})
 
 
 def _first_line(error: Exception) -> str:

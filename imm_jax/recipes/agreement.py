@@ -1,6 +1,7 @@
 """Whether models fit together: architectures, tensors, tied heads, vocabulary sizes."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,12 @@ class Input(NamedTuple):
     def entry(self) -> Entry:
         """Where it lies."""
         return self.checkpoint.tensors[self.name]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that its elements come from."""
+        added = self.checkpoint.adapter
+        return (self.entry.file, *([] if added is None else [added]))
 
 
 class Options(NamedTuple):

@@ -156,9 +156,9 @@ def card(
     """A model card in the hub's format."""
     models = [str(model) for model in recipe.models]
     head = {"library_name": "transformers", "tags": ["merge", "imm_jax", recipe.merge_method]}
-    hub = [model for model in models if not Path(model.partition("@")[0]).exists()]
+    hub = [source for source in _sources(recipe) if not Path(source).exists()]
     if hub:
-        head["base_model"] = [model.partition("@")[0] for model in hub]
+        head["base_model"] = hub
     of_base = f", with {recipe.base_model} as the base" if recipe.base_model else ""
     listed = "\n".join(f"- {model}" for model in models)
     result = "".join(f"- {line}\n" for line in found)
@@ -194,8 +194,7 @@ def _command(recipe: Recipe, seed: int | None, options: Options) -> str:
     flags = [] if seed is None else [f"--seed {seed}"]
     flags += ["--untie"] if options.untie else []
     flags += ["--truncate-vocabulary"] if options.truncate_vocabulary else []
-    sources = dict.fromkeys(model.source for model in recipe.models)
-    local = [f"`{s}`" for s in sources if Path(s).exists() and not Path(s).is_absolute()]
+    local = [f"`{s}`" for s in _sources(recipe) if Path(s).exists() and not Path(s).is_absolute()]
     # Which folder that was is not said: the card is the same wherever the models lie.
     file = f"PATH/{RECIPE_FILE}" if local else RECIPE_FILE
     command = "It is run by\n\n    " + " ".join(["imm-jax merge", file, "FOLDER", *flags])
@@ -203,6 +202,12 @@ def _command(recipe: Recipe, seed: int | None, options: Options) -> str:
         paths = f"{', '.join(local)} lead to the models"
         command += f"\n\nin the folder in which {paths}; PATH is that of this one."
     return command
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    """Every path and hub id, each once, adapters behind the models that they are added to."""
+    both = [one for model in recipe.models for one in (model, model.adapter) if one is not None]
+    return list(dict.fromkeys(one.source for one in both))
 
 
 def _summary(recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ from imm_jax.models.huggingface.tensor_files import DTYPES, Entry, TensorReader,
 from imm_jax.models.huggingface.weight_names import BUFFERS
 from imm_jax.models.huggingface.weights import CONFIG, find_tensors, read_json
 from imm_jax.models.sources import ResolvedModel, resolve
+from imm_jax.recipes.adapters import AdaptedReader, open_adapter
 from imm_jax.recipes.types import Model
 
 LAYER = re.compile(r"(.*?\b(?:layers|h|blocks)\.)(\d+)(\..+)")  # of the text model
@@ -28,10 +29,12 @@ class TensorFiles:
     Attributes:
       tensors: where each tensor lies.
       reader: their elements.
+      adapter: the weights of the adapter that is added to them, or None.
     """
 
     tensors: Mapping[str, Entry]
     reader: TensorReader
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +80,7 @@ def open_checkpoint(model: Model) -> Checkpoint:
     """Finds a model and reads its configuration and the headers of its weight files.
 
     Raises:
-      InputError: it is not found, is no folder of safetensors, or a file is damaged.
+      InputError: it or its adapter is not found, is no folder of safetensors, or a file is damaged.
     """
     resolved = resolve(model.source, revision=model.revision)
     if resolved.kind != "folder":
@@ -90,6 +93,13 @@ def open_checkpoint(model: Model) -> Checkpoint:
         for name, entry in find_tensors(resolved.path).items()
         if not name.endswith(BUFFERS)
     }
+    reader, file = None, None
+    if model.adapter is not None:
+        adapter = open_adapter(
+            model.adapter.source, model.adapter.revision, str(resolved.path), tensors
+        )
+        tensors |= adapter.replaced
+        reader, file = AdaptedReader(tensors, adapter), adapter.file
     for name, entry in tensors.items():
         if entry.dtype in ("F64", "F8_E4M3", "F8_E5M2"):
             raise InputError(
@@ -103,7 +113,8 @@ def open_checkpoint(model: Model) -> Checkpoint:
         resolved=resolved,
         config=read_json(resolved.path / CONFIG),
         tensors=tensors,
-        reader=TensorReader(tensors),
+        reader=reader or TensorReader(tensors),
+        adapter=file,
         layers=_count_layers(resolved.path, tensors),
     )
 

@@ -27,9 +27,8 @@ def check_finite(inputs: Iterable[Input]) -> None:
         for source, fine in zip(inputs, found, strict=True):
             if not fine:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise InputError(
-                    f"{source.entry.file}: tensor {source.name} has NaN or infinite values"
-                )
+                files = " with ".join(map(str, source.files))
+                raise InputError(f"{files}: tensor {source.name} has NaN or infinite values")
             progress.update(source.entry.end - source.entry.begin)
 
 

@@ -8,22 +8,21 @@ TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")  # that mergekit
 
 
 def read_model(text: str, at: str) -> Model:
-    """A path or hub id, or ``path@revision``.
+    """A path or hub id, ``path@revision``, or either with an adapter behind it: ``path+adapter``.
 
     Raises:
-      InputError: it is empty or of another form, or names an adapter (``model+lora``).
+      InputError: it is empty or of another form.
     """
     if text.startswith("pypi:"):
         return Model(text)
-    if "+" in text:
+    own, plus, adapter = text.partition("+")
+    source, _, revision = own.partition("@")
+    if not source or "@" in revision or (not revision and "@" in own) or "+" in adapter:
         raise InputError(
-            f"{at}: {text!r} names an adapter after the +, which is not supported: expected a "
-            "model that it has been merged into"
+            f"{at}: {text!r}, expected a path or hub id, perhaps with @revision, and perhaps a "
+            "LoRA adapter behind a +"
         )
-    source, _, revision = text.partition("@")
-    if not source or "@" in revision or (not revision and "@" in text):
-        raise InputError(f"{at}: {text!r}, expected a path or hub id, or one with @revision")
-    return Model(source, revision or None)
+    return Model(source, revision or None, read_model(adapter, at) if plus else None)
 
 
 def read_tokenizer(keys: schema.RecipeKeys) -> TokenizerSettings | None:
@@ -47,7 +46,12 @@ def read_tokenizer(keys: schema.RecipeKeys) -> TokenizerSettings | None:
 
 
 def _tokenizer_source(text: str, key: str) -> str | Model:
-    return text if text in ("base", "union") else read_model(text, f"tokenizer{key}")
+    if text in ("base", "union"):
+        return text
+    model = read_model(text, f"tokenizer{key}")
+    if model.adapter is not None:
+        raise InputError(f"tokenizer{key}: {text!r}, expected a model without an adapter")
+    return model
 
 
 def _rule(token: str, keys: schema.TokenKeys) -> TokenRule:

@@ -171,7 +171,7 @@ def _fingerprint(
     seed: int,
 ) -> dict[str, Any]:
     """What finished shards depend on."""
-    stats = {str(file): file.stat() for file in {i.entry.file for i in inputs}}
+    stats = {str(file): file.stat() for file in {f for i in inputs for f in i.files}}
     digest = hashlib.sha256()
     for array in (vocabulary.rows, vocabulary.fill, vocabulary.donor_rows) if vocabulary else ():
         digest.update(array.tobytes())
@@ -181,7 +181,7 @@ def _fingerprint(
         "seed": seed,
         "shards": [[s.file, [(t.name, t.dtype.name, t.shape) for t in s.tensors]] for s in shards],
         "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-        "inputs": [(str(i.entry.file), i.name) for i in inputs],
+        "inputs": [(*map(str, i.files), i.name) for i in inputs],
         "vocabulary": digest.hexdigest(),
     }
 

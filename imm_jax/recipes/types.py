@@ -8,13 +8,18 @@ from imm_jax.recipes.parameters import Settings
 
 @dataclass(frozen=True)
 class Model:
-    """A model: a path, relative to the current directory, or a hub id, with its revision."""
+    """A model: a path, relative to the current directory, or a hub id, with its revision.
+
+    ``adapter`` is the LoRA adapter that is added to it, named in the same way.
+    """
 
     source: str
     revision: str | None = None
+    adapter: "Model | None" = None
 
     def __str__(self) -> str:
-        return f"{self.source}@{self.revision}" if self.revision else self.source
+        own = f"{self.source}@{self.revision}" if self.revision else self.source
+        return f"{own}+{self.adapter}" if self.adapter else own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,16 +13,14 @@ from jaxtyping import PyTree
 from imm_jax import __version__, hosts
 from imm_jax.config import RunConfig, load_config
 from imm_jax.devices import peak_flops as known_peak_flops
-from imm_jax.errors import InputError, nearest
+from imm_jax.errors import Diverged, InputError, nearest
 from imm_jax.models.decoder import Decoder
-from imm_jax.models.huggingface.saving import save_model
 from imm_jax.models.layout import param_shapes
 from imm_jax.models.load import load_model, read_config
 from imm_jax.models.sources import identify, resolve
 from imm_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from imm_jax.rounds.bench import Bench, check_prompts, prompt_versions
-from imm_jax.rounds.costs import Meter, stage_figures
-from imm_jax.rounds.judge import MAKERS
+from imm_jax.rounds.costs import Meter
 from imm_jax.rounds.output import (
     QUESTIONS,
     check_record,
@@ -34,10 +31,9 @@ from imm_jax.rounds.output import (
     write_record,
 )
 from imm_jax.rounds.profile import Profile
-from imm_jax.rounds.round import improve
+from imm_jax.rounds.seeds import run_seeds
 from imm_jax.rounds.select import RULES, check_rule
-from imm_jax.rounds.stages import Later, Stages
-from imm_jax.rounds.tools import evaluate_tasks, make_tools
+from imm_jax.rounds.stages import Later
 from imm_jax.sharding import make_mesh, placement
 from imm_jax.tasks import make_task
 from imm_jax.tasks.prompts import STYLES
@@ -72,12 +68,14 @@ def run(
 
     Returns:
       A row for each seed, round and arm, as in ``metrics.jsonl``; round 0 is the original model.
+      The rows of an arm that diverged end before that round (with several processes the run does).
       ``stages`` alone is not the same every time: what each stage cost, as ``rounds.costs`` has it.
       Arms that share samples or a fine-tune name the same cost.
 
     Raises:
       InputError: a setting, the model, a task or a folder cannot be used, or a first round keeps no
         sample.
+      Diverged: no arm came through its first round.
       Interrupted: ``should_stop`` said so.
     """
     if not isinstance(config, RunConfig):
@@ -101,6 +99,8 @@ def run(
             rows.append(row)
             if hosts.is_primary():
                 write_metrics(output, rows)
+        if all(row["round"] == 0 for row in rows):
+            raise Diverged(f"{output}: every arm diverged in its first round, as said above")
         return rows
 
 
@@ -207,84 +207,3 @@ def open_bench(
 
     bench = Bench(config, model, tokenizer, tasks, should_stop, meter or Meter())
     return bench, Later(read), identify(resolved)
-
-
-def run_seeds(bench: Bench, base: Later[PyTree], output: Path) -> Iterator[dict]:
-    """Yields the figures of each seed, round and arm, and writes the final model."""
-    config = bench.config
-    started = time.monotonic()
-    original = Stages(output / "base", bench.meter)
-    with original.measure("evaluate"):
-        zero = original.values(
-            "scores",
-            lambda: {**evaluate_tasks(bench, base(), original, "original"), "distance": 0.0},
-        )
-    zero["stages"] = stage_figures(original.folder, ("evaluate",))
-    for seed in config.seeds:
-        yield {"seed": seed, "round": 0, "arm": "base", **zero}
-        yield from run_seed(bench, base, output, seed)
-    logger.info(f"done in {time.monotonic() - started:.0f} s")
-
-
-def run_seed(bench: Bench, base: Later[PyTree], output: Path, seed: int) -> Iterator[dict]:
-    """The rounds of all arms from one seed."""
-    config, final = bench.config, list(bench.config.arms)[-1]
-    current = {arm: Later(base) for arm in config.arms}
-    on_device = jax.default_backend() != "cpu"  # whose memory is not the host's
-    for t in range(1, config.rounds + 1):
-        place = output / f"seed-{seed}" / f"round-{t}"
-        for name, arm in config.arms.items():
-            drawn, learned, own = places(config, t, name, place, bench.meter)
-            tools = make_tools(bench, seed, f"round {t} / {name}")
-            key = jax.random.key(seed)
-            before = current[name]
-            current[name], scores = improve(
-                t, arm, base, before, tools, key, drawn, own, learned, put_aside=on_device
-            )
-            before.forget()
-            if len(config.arms) > 1 and (t, name) != (config.rounds, final):
-                current[name].forget()  # other arms have their turn before it is asked for
-            costs = stage_figures(drawn.folder, ("sample",))
-            costs |= stage_figures(learned.folder, ("select", "fit"))
-            costs |= stage_figures(own.folder, ("merge", "evaluate"))
-            yield {"seed": seed, "round": t, "arm": name, **scores, "stages": costs}
-        tidy(config, output / f"seed-{seed}", t)
-    folder = output / "model"
-    if seed == config.seeds[0] and hosts.from_primary(lambda: not folder.exists()):
-        params = hosts.fetch(current[final]())
-        if hosts.is_primary():
-            save_model(folder, bench.model, params, tokenizer=bench.tokenizer)
-        logger.info(f"{folder}: the {final} model after round {config.rounds}, seed {seed}")
-        tidy(config, output / f"seed-{seed}", config.rounds)  # a damaged model was made again
-    for later in current.values():
-        later.forget()
-
-
-def places(
-    config: RunConfig, t: int, name: str, folder: Path, meter: Meter
-) -> tuple[Stages, Stages, Stages]:
-    """Where an arm keeps a round's samples, its selection and fine-tune, and the rest.
-
-    What is the same for all arms they make once and share: everything up to the first merge; with a
-    teacher the samples of every round; and fine-tunes that start from the original on a selection
-    of those that asks no model.
-    """
-    own, shared = Stages(folder / name, meter), Stages(folder / "shared", meter)
-    if t == 1:
-        return shared, shared, own
-    if config.teacher is None:
-        return own, own, own
-    asks = not MAKERS.keys().isdisjoint(RULES[config.select.rule].needs)
-    same = config.arms[name].start_from == "base" and not asks
-    return shared, shared if same else own, own
-
-
-def tidy(config: RunConfig, folder: Path, t: int) -> None:
-    """Deletes fine-tuned weights whose merge is kept, and models older than the last but one."""
-    hosts.wait()  # for those that still read
-    for u in range(1, t + 1):
-        for name in ("shared", *config.arms):
-            part = Stages(folder / f"round-{u}" / name)
-            part.drop("fit")
-            if config.keep == "last":
-                part.drop("tuned", *(["model"] if u < t - 1 else []))

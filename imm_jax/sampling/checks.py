@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
-from imm_jax.errors import InputError
+from imm_jax.errors import Diverged, InputError
 from imm_jax.models.decoder import Decoder
 
 
@@ -91,13 +91,13 @@ def check_lengths(model: Decoder, tokens: Sequence[Sequence[int]], new: int) -> 
 
 
 def check_finite(logprobs: Iterable[float], where: str) -> None:
-    """Raises InputError, naming ``where``, unless these log-probabilities of the model are numbers.
+    """Raises Diverged, naming ``where``, unless these log-probabilities of the model are numbers.
 
     Of logits that are not numbers the first token is drawn, so the answer looks like one, and of
     options that have no likelihood the first is the likeliest.
     """
     if not all(map(math.isfinite, logprobs)):
-        raise InputError(
+        raise Diverged(
             f"{where}: the model gives logits that are not finite, expected numbers; check "
             "its weights"
         )

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym (the extra ``reasoning_gym``): its questions, scored by its own scorers.
+"""Tasks of reasoning-gym (the extra ``reasoning-gym``): its questions, scored by its own scorers.
 
 Stojanovski et al., "Reasoning Gym", arXiv 2505.24760. Everything of it runs in other processes: its
 questions depend on Python's hash seed, which is theirs to fix, and some of its scorers evaluate
@@ -16,7 +16,7 @@ from imm_jax.tasks.types import Example, Task
 from imm_jax.tasks.verify import WORKER, worker_environment
 
 TRAIN_SIZE, TEST_SIZE, SHOTS = 512, 200, 8
-INSTALL = ": pip install 'imm-jax[reasoning_gym]'"
+INSTALL = ": pip install 'imm-jax[reasoning-gym]'"
 # Question i of seed s is made of the number s + i: so far apart, no split meets another's.
 OFFSETS = {"test": 0, "train": 1_000_000, "shots": 2_000_000}
 

@@ -6,7 +6,7 @@
     hub:gsm8k                             a named data set of the hub (``hub.HUB_SETS``)
     hub:owner/name,test=validation        any other one; also config=, revision=, train=
     tfds:ai2_arc                          TensorFlow Datasets (the extra ``tfds``)
-    reasoning_gym:leg_counting            reasoning-gym (the extra ``reasoning_gym``); its task's
+    reasoning_gym:leg_counting            reasoning-gym (the extra ``reasoning-gym``); its task's
                                           settings are options: ``,min_animals=2``
 
 A suite (``suite:out_of_domain``) is several tasks; see ``suites.expand``.

@@ -80,9 +80,9 @@ def fit(
 
     Raises:
       InputError: nothing to train on; a token the model does not have; an adapter for no kernel;
-        ``config.max_skipped`` steps in a row, or all there are, had a loss or gradient that is not
-        finite (the parameters from before them are saved first, in ``checkpoints``);
         ``checkpoints`` belongs to another fine-tune or cannot be written.
+      Diverged: ``config.max_skipped`` steps in a row, or all there are, had a loss or gradient that
+        is not finite (the parameters from before them are saved first, in ``checkpoints``).
       Interrupted: ``should_stop`` said so.
     """
     began = time.monotonic()

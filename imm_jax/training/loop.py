@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imm_jax import sharding
-from imm_jax.errors import InputError, Interrupted
+from imm_jax.errors import Diverged, Interrupted
 from imm_jax.progress import Progress
 from imm_jax.step_checkpoints import StepCheckpoints
 from imm_jax.training.batching import Batches
@@ -87,7 +87,7 @@ class Run:
                 logger.warning(f"{self._what_is_wrong()}, so the step is skipped")
         if self.skipped_in_a_row() >= self.limit:
             self.save()
-            raise InputError(
+            raise Diverged(
                 f"{self._what_is_wrong()}, expected a finite number; {self.skipped_in_a_row()} "
                 f"steps in a row were skipped (training.max_skipped); {self._where_the_good_is()}"
             )

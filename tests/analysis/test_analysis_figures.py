@@ -92,7 +92,7 @@ def test_every_section_has_its_figures(found):
     }
     # Bars in the original's colour, and the last model that is kept of an arm in the arm's.
     assert colours["Importance of layers (taylor) against change"] == {"0", "1"}
-    assert colours["Accuracy on questions trained on, renumbered, and new"] == {"0", "2"}
+    assert colours["Accuracy on questions trained on, varied, and new"] == {"0", "2"}
     assert colours["Answer entropy by round, nats"] == {"1", "2"}
     assert colours["Generation-verification gap by round"] == {"2"}
 

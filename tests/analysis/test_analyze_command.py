@@ -31,7 +31,9 @@ def whole(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     decoder, params = load_model(model)
     params["layers"]["mlp"]["up"]["kernel"] = params["layers"]["mlp"]["up"]["kernel"] * 1.5
     save_model(folder / "tuned", decoder, params, tokenizer=load_tokenizer(model))
-    write_questions(folder / "more.jsonl", 4)
+    more = write_questions(folder / "more.jsonl", 4).read_text()
+    varied = more.replace('"more-', '"train-').replace("What is", "How much is")
+    (folder / "varied.jsonl").write_text(varied)
     return folder
 
 
@@ -65,7 +67,7 @@ def _leaves(tree):
 
 
 def test_a_run(place, analyze, monkeypatch):
-    printed = analyze("run", *EVERYTHING)
+    printed = analyze("run", *EVERYTHING, "--variations", "varied.jsonl")
     found = read(place / "run")
     assert {path.name for path in (place / "run/analysis").iterdir()} == {
         "diversity.png", "importance.png", "path.png",
@@ -116,6 +118,10 @@ def test_a_run(place, analyze, monkeypatch):
     scores = found["memorisation"]["tuned"]["scores"]
     assert scores["trained"]["questions"] == len(kept)
     assert found["memorisation"]["base"]["scores"]["new"]["accuracy"] == 0.75
+    again = {f"train/train-{i}" for i in range(4)} & kept  # right ones alone are trained on
+    assert scores["varied"]["questions"] == len(again) > 0
+    assert scores["varied"]["accuracy"] == 1.0
+    assert found["memorisation"]["tuned"]["varied"]["both"] == len(again)
 
     # Once more: nothing is asked or measured again.
     def again(*args, **kwargs):
@@ -124,7 +130,7 @@ def test_a_run(place, analyze, monkeypatch):
     monkeypatch.setattr(probes, "examine", again)
     monkeypatch.setattr(probes, "ask", again)
     monkeypatch.setattr(analyses, "MEASURES", dict.fromkeys(analyses.MEASURES, again))
-    assert analyze("run", *EVERYTHING) == printed
+    assert analyze("run", *EVERYTHING, "--variations", "varied.jsonl") == printed
     assert read(place / "run") == found
 
 
@@ -188,6 +194,8 @@ def test_stopped_and_taken_up_again(place, capsys, monkeypatch):
         (("run", "--path", "3", "--beyond", "0.5"), "path: ends at 0.5, expected 1 to 10"),
         (("run", "--importance", "fisher"), "invalid choice: 'fisher'"),
         (("run", "--output", "more.jsonl"), "more.jsonl is a file"),
+        (("run", "--variations", "more.jsonl"), "none of 4 ids is that of a trained question"),
+        (("run", "--variations", "builtin:reverse_words"), "'text', expected 'number' as test"),
     ],
 )
 def test_wrong_input_is_one_line(refused, argv, says):

@@ -5,7 +5,8 @@ import re
 import pytest
 from scipy.stats import fisher_exact
 
-from imm_jax.analysis.memorisation import STORIES, memorisation, renumber
+from imm_jax.analysis.memorisation import STORIES, matched, memorisation, renumber
+from imm_jax.errors import InputError
 from imm_jax.tasks.generators import generate, split_of
 from imm_jax.tasks.types import Example
 from tests.rounds.samples import samples
@@ -63,11 +64,33 @@ def test_scores_and_tests():
     trained = samples(a="A", b="B", c="C", d="x", e="E")
     again = samples(**{"a/renumbered": "x", "b/renumbered": "B", "c/renumbered": "."})
     new = samples(f="x", g="G", h="x", i="x")
-    found = memorisation({"trained": trained, "renumbered": again, "new": new}, "text")
+    sets = {"trained": trained, "renumbered": again, "varied": [], "new": new}
+    found = memorisation(sets, "text")
     accuracies = {name: score.accuracy for name, score in found.scores.items()}
     assert accuracies == {"trained": 4 / 5, "renumbered": 1 / 3, "new": 1 / 4}
     # d and e have no renumbered question
     assert found.renumbered[:4] == (1, 2, 0, 0) and found.renumbered.p_value == 0.5
     assert found.new_p_value == pytest.approx(fisher_exact([[4, 1], [1, 3]]).pvalue)
-    without = memorisation({"trained": trained, "renumbered": [], "new": new}, "text")
-    assert without.renumbered is None and set(without.scores) == {"trained", "new"}
+    varied = samples(**{"b/varied": ".", "d/varied": "D", "e/varied": "x"})
+    sets = {"trained": trained, "renumbered": again, "varied": varied, "new": new}
+    both = memorisation(sets, "text")
+    assert both.renumbered == found.renumbered
+    assert both.varied[:4] == (0, 2, 1, 0) and both.scores["varied"].accuracy == 1 / 3
+    sets = {"trained": trained, "renumbered": [], "varied": [], "new": new}
+    without = memorisation(sets, "text")
+    assert (
+        without.renumbered is None
+        and without.varied is None
+        and set(without.scores) == {"trained", "new"}
+    )
+
+
+def test_variations_repeat_the_ids_of_a_file_or_of_its_training_split():
+    trained = [Example(id=i, question=i, answer="1") for i in ("train/a", "train/b", "c")]
+    others = [Example(id=i, question=i, answer="2") for i in ("c", "b", "new", "train/a")]
+    found = matched(trained, others)
+    assert [(x.id, x.question) for x in found] == [
+        ("c/varied", "c"), ("train/b/varied", "b"), ("train/a/varied", "train/a"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"none of 1 ids .* such as 'a'"):
+        matched(trained, others[2:3])

@@ -129,11 +129,12 @@ def theirs(text: str, seed: int | None = None, keep: Path | None = None) -> dict
 
     LoaderCache().loaders.clear()  # models of the same names may have been in another directory
     settings = MergeConfiguration.model_validate(yaml.safe_load(text))
-    options = MergeOptions(
-        quiet=True, write_model_card=False, copy_tokenizer=False, random_seed=seed
-    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = keep or Path(scratch)
+        options = MergeOptions(
+            quiet=True, write_model_card=False, copy_tokenizer=False, random_seed=seed,
+            lora_merge_cache=f"{scratch}/adapted",
+        )  # fmt: skip
         run_merge(settings, str(folder), options, config_source=text)
         return {name: np.array(x) for name, x in tiny_llamas.read(folder).items()}
 

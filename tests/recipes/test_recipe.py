@@ -277,10 +277,12 @@ def test_other_spellings(load):
     """What mergekit reads as the same."""
     (part,) = load(
         "name: my merge\nmerge_method: ties\nbase_model: {model: {path: a}}\n"
-        "models: [{model: {model: {path: b, revision: v}, lora: null}}, {model: {model: c}}]\n"
+        "models: [{model: {model: {path: b, revision: v}, lora: null}},\n"
+        "  {model: {model: c, lora: {path: d, revision: w}}}, {model: a+e}]\n"
         "parameters: {weight: true}\n"
     ).slices
-    assert [s.model for s in part.sources] == [Model("b", "v"), Model("c"), Model("a")]
+    adapted = [Model("c", None, Model("d", "w")), Model("a", None, Model("e"))]
+    assert [s.model for s in part.sources] == [Model("b", "v"), *adapted, Model("a")]
     assert part.base == Model("a")
     recipe = load(
         "merge_method: passthrough\nslices:\n"

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from imm_jax import checkpoints
-from imm_jax.errors import InputError
+from imm_jax import checkpoints, write_report
+from imm_jax.errors import Diverged, InputError
 from imm_jax.files import read_jsonl
 from imm_jax.models.load import load_model
 from imm_jax.rounds.run import run
@@ -64,6 +64,25 @@ def test_an_arm_that_finds_no_right_answer_any_more_does_not_end_the_run(
             was, now = (leaves(models["half"])[name] for models in (before, after))
             np.testing.assert_allclose(now, (np.float64(zero) + was) / 2, rtol=1e-5, atol=1e-6)
     assert results_of(run(config, tmp_path / "run")) == results_of(list(rows.values()))
+
+
+def test_an_arm_that_diverges_does_not_end_the_run(settings, tmp_path, caplog):
+    """A step so far that no logit is finite: there is nothing to go on from."""
+    arms = {
+        "none": {"weight": 0.0, "drop_rate": 0.0},
+        "far": {"weight": 1e15, "drop_rate": 0.0},
+    }
+    config = settings(rounds=2, arms=arms)
+    rows = run(config, tmp_path / "run")
+    assert [(row["round"], row["arm"]) for row in rows] == [(0, "base"), (1, "none"), (2, "none")]
+    says = "seed 0, far: no round 1 and none after it: prompt"
+    assert [r.levelname for r in caplog.records if r.message.startswith(says)] == ["ERROR"]
+    assert not (tmp_path / "run/model").exists()  # it would be far's
+    assert (tmp_path / "run/seed-0/round-1/far/model").is_dir()
+    assert results_of(run(config, tmp_path / "run")) == results_of(rows)
+    write_report([tmp_path / "run"], tmp_path / "report.html")  # with the rounds that there are
+    with pytest.raises(Diverged, match="every arm diverged in its first round"):
+        run(settings(arms={"far": arms["far"]}), tmp_path / "alone")
 
 
 def test_arms_share_the_first_rounds_samples_and_fine_tune(whole):

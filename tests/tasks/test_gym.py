@@ -1,4 +1,4 @@
-"""reasoning-gym's tasks. What needs the package is skipped without it (extra reasoning_gym)."""
+"""reasoning-gym's tasks. What needs the package is skipped without it (extra reasoning-gym)."""
 
 import importlib.util
 import logging
@@ -77,7 +77,7 @@ def test_without_the_extra(monkeypatch, tmp_path):
         'print(\'{"error": "ModuleNotFoundError: No module named reasoning_gym"}\')'
     )
     monkeypatch.setattr(gym, "WORKER", tmp_path / "worker.py")
-    with pytest.raises(InputError, match=r"pip install 'imm-jax\[reasoning_gym\]'"):
+    with pytest.raises(InputError, match=r"pip install 'imm-jax\[reasoning-gym\]'"):
         make_task("reasoning_gym:leg_counting")
     (tmp_path / "worker.py").write_text("raise SystemExit(1)")
     with pytest.raises(InputError, match="the process that makes the questions died"):
@@ -179,9 +179,9 @@ def test_every_task_is_asked_and_its_own_answer_is_right(caplog):
 
 
 @needs_gym
-def test_a_mixture_of_tasks():
+def test_a_mixture_of_tasks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # to import it here is an error
     spec = "reasoning_gym:composite,datasets=[{name: gcd, weight: 1}, {name: lcm, weight: 1}]"
     task = make_task(spec, train_size=0, test_size=4)
     grades = grade_all(task, [(e, response_text(e)) for e in task.test])
     assert [g.correct for g in grades] == [True] * 4
-    assert "reasoning_gym" not in sys.modules
