@@ -1,6 +1,7 @@
-"""How carefully XLA compiles what tests run."""
+"""How carefully XLA compiles what tests run, and how long it is kept."""
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import pytest
@@ -8,9 +9,13 @@ import pytest
 
 @contextmanager
 def optimisations(on: bool):
-    """Inside, XLA's optimisations are on or off, in processes that tests start too."""
+    """Inside, XLA's optimisations are on or off, in processes that tests start too.
+
+    A program is compiled anew inside: JAX does not tell which way one that it has was compiled.
+    """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
+    jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), "0" if on else "1")
         jax.config.update(name, not on)
@@ -18,3 +23,10 @@ def optimisations(on: bool):
             yield
         finally:
             jax.config.update(name, before)
+            jax.clear_caches()
+
+
+def memory_maps() -> int:
+    """Of this process, which holds some for every program; zero where they cannot be counted."""
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
