@@ -11,11 +11,12 @@ import pytest
 def optimisations(on: bool):
     """Inside, XLA's optimisations are on or off, in processes that tests start too.
 
-    A program is compiled anew inside: JAX does not tell which way one that it has was compiled.
+    Where that changes, programs are compiled anew: JAX does not know how one that it has was.
     """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
-    jax.clear_caches()
+    free = jax.clear_caches if before == on else lambda: None
+    free()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), "0" if on else "1")
         jax.config.update(name, not on)
@@ -23,7 +24,7 @@ def optimisations(on: bool):
             yield
         finally:
             jax.config.update(name, before)
-            jax.clear_caches()
+            free()
 
 
 def memory_maps() -> int:
