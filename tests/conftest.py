@@ -63,10 +63,20 @@ TINY_FAMILIES = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    words = "of a test with several cases the first alone"
+    parser.addoption("--first-cases", action="store_true", help=words)
+
+
+def pytest_collection_modifyitems(config, items):
     """Files with slow tests come first, so that no process is left with a long one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    if config.getoption("first_cases"):
+        cases = {}
+        for item in items:
+            cases.setdefault((item.path, item.originalname), item)
+        items[:] = cases.values()
 
 
 @pytest.fixture(scope="session", autouse=True)
