@@ -12,7 +12,7 @@ from imm_jax.cli import main
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
 from tests.answering import SECONDS, SECONDS_WITH_WORK, snapshot
-from tests.compiling import optimisations
+from tests.compiling import memory_maps, optimisations
 
 CORPUS = (
     "Natalia sold 48 clips in April and then half as many in May. How many clips did she sell?",
@@ -63,6 +63,22 @@ TINY_FAMILIES = {
 }
 
 
+def pytest_addoption(parser):
+    words = "of a test with several cases the first alone"
+    parser.addoption("--first-cases", action="store_true", help=words)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Files with slow tests come first, so that no process is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if config.getoption("first_cases"):
+        cases = {}
+        for item in items:
+            cases.setdefault((item.path, item.originalname), item)
+        items[:] = cases.values()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_compilation():
     """More than half the time of most tests is XLA optimising programs that run for a millisecond.
@@ -74,14 +90,15 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_programs_of_other_files():
-    """Frees what a file's tests compiled.
+def not_too_many_programs():
+    """Frees what files before this one have compiled, once it is much.
 
     A program on a CPU holds some memory maps, of which Linux allows a process 65,530 in all; with
-    the programs of every file in one process the next one crashed.
+    the programs of every file in one process the next one crashed. One file's are below 10,000.
     """
     yield
-    jax.clear_caches()
+    if memory_maps() > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """Checks that need several devices: a process of its own, whose answers come back as JSON."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.processes import start_code
 
 PRELUDE = """
 import dataclasses, json, sys
@@ -44,28 +46,13 @@ LLAMA = ModelConfig(
 """
 
 
-def environment(count: int) -> dict[str, str]:
-    """The environment of a process that sees ``count`` CPU devices."""
-    devices = f"--xla_force_host_platform_device_count={count}"
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-
-
 def ask(code: str, *args: object, count: int = 8) -> dict:
     """Runs ``code`` after the prelude on ``count`` devices; gives what it put into ``answers``."""
     script = f"{PRELUDE}\n{code}\nprint(json.dumps(answers))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, args)],
-        env=environment(count),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    with TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        process = start_code(script, [str(arg) for arg in args], log, devices=count)
+        return json.loads(_printed(process, log, 300)[0].splitlines()[-1])
 
 
 @contextmanager
@@ -77,27 +64,23 @@ def in_two_processes(code: str, folder: object) -> Iterator[Callable[[], list[tu
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    cached = environment(2) | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+    logs = [Path(folder, f"log-{number}") for number in range(2)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), str(port), str(number)],
-            env=cached,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start_code(
+            code, [str(folder), str(port), str(number)], log, devices=2, cache=f"{folder}/cache"
         )
-        for number in range(2)
+        for number, log in enumerate(logs)
     ]
-
-    def finish() -> list[tuple[str, str]]:
-        printed = [process.communicate(timeout=240) for process in processes]
-        for process, (_, errors) in zip(processes, printed):
-            assert process.returncode == 0, errors[-3000:]
-        return printed
-
     try:
-        yield finish
+        yield lambda: [_printed(process, log, 240) for process, log in zip(processes, logs)]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
+
+
+def _printed(process: BaseProcess, log: Path, seconds: int) -> tuple[str, str]:
+    process.join(seconds)
+    out, errors = (Path(f"{log}.{name}").read_text() for name in ("out", "err"))
+    assert process.exitcode == 0, errors[-3000:]
+    return out, errors

@@ -32,6 +32,7 @@ from tests.answering import (
     save_gguf,
     snapshot,
 )
+from tests.processes import start_command
 
 COMMANDS = ("run", "generate", "evaluate", "analyze", "merge", "convert", "plan", "report")
 SHORT = ("--max-new-tokens", "16", "--batch-size", "16")
@@ -193,47 +194,40 @@ def test_where_a_run_goes_and_what_smoke_changes(
     assert (config.rounds, config.samples) == (7, samples)
 
 
-def start_run(config: Path, output: Path, cache: Path) -> subprocess.Popen:
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    return subprocess.Popen(
-        [sys.executable, "-m", "imm_jax.cli", "run", str(config), "--output", str(output)],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish_run(*args) -> None:
-    process = start_run(*args)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-
-
 @pytest.mark.slow
 def test_signals_stop_politely_and_the_same_command_goes_on(run_yaml, tmp_path):
     settings = yaml.safe_load(run_yaml.read_text()) | {"rounds": 2, "block": 2}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings))
-    config, whole, stopped, cache = (tmp_path / n for n in ("two.yaml", "whole", "stopped", "xla"))
-    finish_run(config, whole, cache)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+
+    def start(output):
+        argv = ["run", str(tmp_path / "two.yaml"), "--output", str(output)]
+        return start_command(argv, tmp_path / "log", cache=tmp_path / "xla")
+
+    def ended(process, seconds) -> tuple[int, str]:
+        process.join(seconds)
+        return process.exitcode, (tmp_path / "log.err").read_text()
+
+    code, errors = ended(start(whole), 300)
+    assert code == 0, errors
     for number, sign, code in (
         (signal.SIGTERM, "seed-0/round-1/shared/samples", 143),
         (signal.SIGINT, "seed-0/round-1/shared/selected.jsonl", 130),
         (signal.SIGTERM, "seed-0/round-1/vanilla/model", 143),
     ):
-        process = start_run(config, stopped, cache)
+        process = start(stopped)
         limit = time.monotonic() + 120
         while not (stopped / sign).exists():
-            assert process.poll() is None and time.monotonic() < limit
+            assert process.is_alive() and time.monotonic() < limit
             time.sleep(0.002)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == code, errors
+        os.kill(process.pid, number)
+        found, errors = ended(process, 60)
+        assert found == code, errors
         assert "stopping at the next step" in errors and "Traceback" not in errors
         assert errors.splitlines()[-1].endswith("the same command goes on from here")
         assert not (stopped / "model").exists()
-    finish_run(config, stopped, cache)
+    code, errors = ended(start(stopped), 300)
+    assert code == 0, errors
     one, other = snapshot(whole), snapshot(stopped)
     assert one["model/model.safetensors"] == other["model/model.safetensors"]
     one, other = (read_jsonl(folder / "metrics.jsonl") for folder in (whole, stopped))

@@ -162,6 +162,7 @@ np.savez(sys.argv[2], *jax.tree.leaves(new), history=np.array(list(stats["histor
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_again_and_again_gives_the_same_bits(tmp_path):
     """A process killed at random moments, while saving or not, and started again until it ends."""
     script = tmp_path / "script.py"
