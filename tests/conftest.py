@@ -75,7 +75,8 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("first_cases"):
         cases = {}
         for item in items:
-            cases.setdefault((item.path, item.originalname), item)
+            every = item.get_closest_marker("every_case")
+            cases.setdefault((item.path, item.name if every else item.originalname), item)
         items[:] = cases.values()
 
 

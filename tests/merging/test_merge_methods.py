@@ -151,6 +151,7 @@ def test_every_method_has_a_case():
     assert set(CASES) == set(merging.METHODS)
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("name", CASES)
 def test_method_against_its_oracle_in_both_layouts(name):
     count, arguments, fn = CASES[name]
