@@ -157,6 +157,8 @@ def _from_disk(source: str, path: Path) -> ResolvedModel:
         if not (path / "config.json").is_file():
             found = sorted(path.glob("*.gguf"))
             hint = f" (to read '{found[0].name}', name that file)" if found else ""
+            if (path / ADAPTER_CONFIG).is_file():
+                hint = " (it is an adapter, which a merge recipe adds: model: BASE+ADAPTER)"
             raise InputError(f"{path}: a model folder needs a config.json, and this has none{hint}")
         return ResolvedModel(kind="folder", path=path, record=record)
     if path.suffix != ".gguf" or not path.is_file():

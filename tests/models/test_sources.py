@@ -249,6 +249,10 @@ def test_other_bad_sources(index, tmp_path, no_pip, monkeypatch):
     assert "no such folder or file, and not a hub id" in refused(tmp_path / "none.gguf")
     assert "no such folder or file, and not a hub id" in refused("org/model.gguf")
     assert "needs a config.json, and this has none" in refused(tmp_path)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert refused(adapter).endswith("which a merge recipe adds: model: BASE+ADAPTER)")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "(to read 'model.gguf', name that file)" in refused(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"")
