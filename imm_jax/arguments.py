@@ -142,8 +142,6 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="a second model on the same questions: McNemar's exact test, and how far the first is "
         "above it, with a paired bootstrap interval",
     )
-    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=f"{MESH_HELP}; a model that answers "
-                     "is split over tensor alone, its samples over data and fsdp")  # fmt: skip
     _add_sampling(sub, temperature=0.0)
 
     sub = add(
@@ -285,4 +283,6 @@ def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:
     sub.add_argument("--max-new-tokens", type=int, default=256)
     sub.add_argument("--batch-size", type=int, help="samples decoded side by side (default: 64)")
     sub.add_argument("--seed", type=whole(0), default=0)
+    sub.add_argument("--mesh", metavar="AXIS=SIZE,...", help=f"{MESH_HELP}; a model that answers "
+                     "is split over tensor alone, its samples over data and fsdp")  # fmt: skip
     sub.add_argument("--output", help="write the results to this file")

@@ -96,9 +96,11 @@ def _run(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from imm_jax.files import write_jsonl
-    from imm_jax.models.load import load_model
+    from imm_jax.models.layout import param_shapes
+    from imm_jax.models.load import load_model, read_config
     from imm_jax.sampling.checks import check_stop
     from imm_jax.sampling.engine import generate
+    from imm_jax.sharding import make_mesh, placement
     from imm_jax.tasks import Example, get_style, render
 
     sampling = sampling_config(args)
@@ -110,6 +112,7 @@ def _generate(args: argparse.Namespace) -> None:
             raise InputError(f"prompt {number}: not UTF-8 text")
     check_question_style(args.style)
     check_stop(args.stop)
+    make_mesh(args.mesh)
     check_output(args.output)
     source, tokenizer = open_model(args.model, args.revision)
     stop, special = tuple(args.stop), True
@@ -121,7 +124,8 @@ def _generate(args: argparse.Namespace) -> None:
         ]
         texts, special = [p.whole for p in rendered], rendered[0].add_special_tokens
         stop += get_style(args.style).stops
-    model, params = load_model(source.path)
+    where = placement(args.mesh, param_shapes(read_config(source)))
+    model, params = load_model(source.path, sharding=where)
     results = generate(
         model,
         params,

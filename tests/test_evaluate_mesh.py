@@ -1,4 +1,4 @@
-"""``imm-jax evaluate --mesh`` on 8 devices says what one device says."""
+"""``imm-jax evaluate`` and ``generate`` with ``--mesh`` say on 8 devices what they say on one."""
 
 import json
 
@@ -45,6 +45,10 @@ for name, mesh in (("alone", []), ("many", ["--mesh", "data=2,fsdp=2,tensor=2"])
         task = str(place / asked[0])
         assert main(["evaluate", model, task, *asked[1:], *plain, *mesh]) == 0
         answers[name].append(seen | json.loads((place / "scores.json").read_text()))
+    drawn = str(place / "drawn.jsonl")
+    words = ["How many clips?", "Seven days", "--samples", "3", "--max-new-tokens", "8"]
+    assert main(["generate", model, *words, "--output", drawn, *mesh]) == 0
+    answers[name].append(Path(drawn).read_text().splitlines())
 """
 
 
@@ -65,6 +69,11 @@ def test_texts_and_choices_are_those_of_one_device(model, tmp_path):
     for name, rows in (("sums", sums), ("pick", pick)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = ask(EVALUATE, model, tmp_path)
+    drawn, by_many = ([json.loads(x) for x in found[name].pop()] for name in ("alone", "many"))
+    assert len(drawn) == 6
+    for one, two in zip(drawn, by_many, strict=True):
+        assert one.pop("logprobs") == pytest.approx(two.pop("logprobs"), abs=1e-4)
+        assert one == two
     for alone, many in zip(found["alone"], found["many"], strict=True):
         assert alone.pop("mesh") is None
         assert many.pop("mesh") == {"data": 2, "fsdp": 2, "tensor": 2}
