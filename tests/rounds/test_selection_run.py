@@ -44,7 +44,7 @@ def test_the_gap_is_of_all_that_pass(thinning, settings, tmp_path):
     shared = tmp_path / "run/seed-0/round-1/shared"
     parts = sorted(shared.glob("samples/*"))
     samples = from_rows([row for part in parts for row in read_jsonl(part)])
-    passed = [sample for sample in samples if sample.finish_reason != "length"]
+    passed = [s for s in samples if s.finish_reason != "length" and s.answer is not None]
     assert 0 < rows[1]["kept"] < len(passed)
     expected = generation_verification_gap(samples, passed)._asdict()
     assert rows[1]["verification"] == pytest.approx(expected)
