@@ -5,8 +5,9 @@
 
 The runs must have asked the same questions: a figure that stands in two of them must be the same in
 both. For each two arms, the mean difference over the seeds that both have, after the last round
-that all arms have, with its t interval of 95 %, which says how far seeds differ; questions are the
-same for all, so it does not say how far other questions would. Writes OUTPUT.json and OUTPUT.png.
+that all arms have with all their seeds, with its t interval of 95 %, which says how far seeds
+differ; questions are the same for all, so it does not say how far other questions would. Writes
+OUTPUT.json and OUTPUT.png.
 """
 
 import argparse
@@ -75,8 +76,9 @@ def join(runs: dict[str, list[dict]], arms: Sequence[str] | None = None) -> list
 
 
 def differences(rows: Sequence[dict]) -> dict:
-    """Accuracies after the last round that all arms have, and the arms' differences over seeds."""
-    last = min(max(r["round"] for r in rows if r["arm"] == arm) for arm in arms_of(rows))
+    """Accuracies after the last round that all have, and the arms' differences over seeds."""
+    lasts = {(r["arm"], r["seed"]): r["round"] for r in rows if r["round"]}  # in their order
+    last = min(lasts.values())
     scores = {
         (r["arm"], r["seed"]): {k: r.get(k) for k in KINDS} for r in rows if r["round"] == last
     }

@@ -39,6 +39,8 @@ def test_differences_are_those_of_the_seeds_that_both_arms_have():
 def test_a_longer_run_is_compared_where_the_shorter_ends():
     longer = join({"one": [*FIRST, row(0, 3, "imm", 9, 9)], "two": SECOND})
     assert differences(longer) == differences(join({"one": FIRST, "two": SECOND}))
+    one_seed = [row(0, 3, "imm", 9, 9), row(0, 3, "last", 9, 9)]  # both arms, but not both seeds
+    assert differences(join({"one": FIRST, "two": SECOND, "three": one_seed}))["round"] == 2
 
 
 @pytest.mark.parametrize(
