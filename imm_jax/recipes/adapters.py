@@ -51,18 +51,27 @@ class Adapter(NamedTuple):
     Attributes:
       file: its weights.
       updates: by the name of the model's tensor.
-      replaced: tensors that it has in place of the model's (``modules_to_save``).
-      reader: its factors.
+      replaced: what its tensors in place of the model's (``modules_to_save``) are called there.
+      reader: its tensors.
     """
 
     file: Path
     updates: Mapping[str, Update]
-    replaced: Mapping[str, Entry]
+    replaced: Mapping[str, str]
     reader: TensorReader
+
+    def entry(self, name: str, entry: Entry) -> Entry:
+        """Where a tensor lies; its type stays the model's, whatever the adapter was trained in."""
+        if name not in self.replaced:
+            return entry
+        return self.reader.entries[self.replaced[name]]._replace(dtype=entry.dtype)
 
 
 class AdaptedReader(TensorReader):
-    """A model's tensors with an adapter's updates; updated ones are float32."""
+    """A model's tensors with what an adapter does to them.
+
+    Updated ones are float32, replaced ones of the adapter's type.
+    """
 
     def __init__(self, entries: Mapping[str, Entry], adapter: Adapter):
         super().__init__(entries)
@@ -70,6 +79,8 @@ class AdaptedReader(TensorReader):
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor: a view of its file, or computed."""
+        if name in self.adapter.replaced:
+            return self.adapter.reader[self.adapter.replaced[name]]
         stored = super().__getitem__(name)
         if name not in self.adapter.updates:
             return stored
@@ -77,6 +88,8 @@ class AdaptedReader(TensorReader):
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements ``[start, stop)`` of a flattened tensor."""
+        if name in self.adapter.replaced:
+            return self.adapter.reader.read(self.adapter.replaced[name], start, stop)
         if name not in self.adapter.updates:
             return super().read(name, start, stop)
         width = self.entries[name].shape[1]
@@ -138,7 +151,9 @@ def open_adapter(
         if match:
             factors.setdefault(target, {})[match[2]] = stored
         else:
-            replaced[target] = entry
+            replaced[target] = stored
+    for name in replaced.keys() & factors.keys():
+        raise InputError(f"{file}: has {name} whole and factors for it, expected one of the two")
     updates = {
         name: _update(config, folder, entries, name, pair, tensors[name])
         for name, pair in factors.items()

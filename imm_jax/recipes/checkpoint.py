@@ -98,8 +98,8 @@ def open_checkpoint(model: Model) -> Checkpoint:
         adapter = open_adapter(
             model.adapter.source, model.adapter.revision, str(resolved.path), tensors
         )
-        tensors |= adapter.replaced
         reader, file = AdaptedReader(tensors, adapter), adapter.file
+        tensors = {name: adapter.entry(name, entry) for name, entry in tensors.items()}
     for name, entry in tensors.items():
         if entry.dtype in ("F64", "F8_E4M3", "F8_E5M2"):
             raise InputError(

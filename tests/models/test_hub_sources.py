@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from imm_jax.models.sources import HUB_FILES, resolve
+from imm_jax.errors import InputError
+from imm_jax.models.sources import HUB_FILES, resolve, resolve_adapter
 from tests.models.test_sources import refused
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -65,6 +66,29 @@ def test_hub_pins_the_commit(hub_cache, monkeypatch):
     assert asked["allow_patterns"] == list(HUB_FILES)
     assert resolve("org/name", revision="v2", weights=False) == found
     assert asked["allow_patterns"] == ["config.json", "generation_config.json"]
+
+
+def test_of_an_adapter_two_files_are_fetched(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    files = ("adapter_config.json", "adapter_model.safetensors")
+
+    def download(name, **options):
+        assert (name, options["revision"]) == ("org/adapter", COMMIT)
+        assert tuple(options["allow_patterns"]) == files
+        return str(tmp_path)
+
+    class Api:
+        def model_info(self, name, revision, timeout):
+            return type("Info", (), {"sha": COMMIT})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError, match=r"has no adapter_config\.json"):
+        resolve_adapter("org/adapter")
+    for name in files:
+        (tmp_path / name).touch()
+    assert resolve_adapter("org/adapter") == tmp_path
 
 
 def test_hub_files_hold_no_code_or_pickles():

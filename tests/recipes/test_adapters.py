@@ -136,6 +136,17 @@ def test_alpha_by_pattern_and_tensors_saved_whole(adapted):
     assert_same(ours(WHOLE), added(weights, one) | {"lm_head.weight": head})
 
 
+def test_a_tensor_saved_whole_in_float32_is_rounded_to_the_models_type(adapted):
+    """PEFT trains and saves it so, beside a bfloat16 model too."""
+    described = tiny_llamas.config()
+    name = "model.embed_tokens.weight"
+    embedding = tiny_llamas.weights(described, 5)[name].astype(np.float32)
+    weights, one, _ = adapted(BFLOAT16, own={name: embedding})
+    expected = added(weights, one, BFLOAT16) | {name: embedding.astype(BFLOAT16)}
+    assert_same(ours(WHOLE, keep=Path("out")), expected)
+    assert json.loads(Path("out/config.json").read_text())["dtype"] == "bfloat16"
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
 def test_peft_gives_the_same(adapted, settings):
@@ -246,6 +257,12 @@ WRONG = {
     "one factor": (
         spoil_weights(lambda t: t.pop(KEY.format("B"))),
         r"q_proj.lora_A.weight has no other factor",
+    ),
+    "both": (
+        spoil_weights(
+            lambda t: t.update({KEY.format("A").replace(".lora_A", ""): np.zeros(3, np.float32)})
+        ),
+        "has model.layers.0.self_attn.q_proj.weight whole and factors for it",
     ),
     "another shape": (
         spoil_weights(lambda t: t.update({KEY.format("A"): np.zeros((RANK, 5), np.float32)})),
