@@ -53,7 +53,9 @@ def _begin(run: Callable, argument: object, log: Path, options: dict) -> None:
         jax.config.update(name, value)
     # Or a command takes the user's.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(options["jax_compilation_cache_dir"])
-    sys.exit(run(argument))
+    status = run(argument)
+    jax.distributed.shutdown()  # an interpreter's end does it, a fork's does not
+    sys.exit(status)
 
 
 def _run(what: tuple[str, list[str], int]) -> None:
