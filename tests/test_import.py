@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import imm_jax
 from tests.answering import ANSWER, save_answering
 
@@ -25,6 +27,17 @@ print(json.dumps({
     "backends": list(xla_bridge._backends),
     "torch": "torch" in sys.modules,
 }))
+"""
+
+COMMAND_LINE = """
+import sys
+from imm_jax.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as left:
+    code = left.code
+heavy = {"jax", "numpy", "pydantic", "transformers"} & set(sys.modules)
+print(f"\\n{code} {sorted(heavy)}")
 """
 
 WITHOUT_TORCH = """
@@ -53,6 +66,20 @@ def test_import_is_quick_and_initialises_no_device():
     found = json.loads(run(IMPORT))
     assert found["seconds"] < 2
     assert found["heavy"] == [] and found["backends"] == [] and not found["torch"]
+
+
+@pytest.mark.parametrize(
+    "line, code, said",
+    [
+        ("--help", 0, "usage: imm-jax "),
+        ("run --help", 0, "usage: imm-jax run "),
+        ("--version", 0, f"imm-jax {imm_jax.__version__}\n"),
+        ("run x.yaml --ouptut y", 2, ""),
+    ],
+)
+def test_help_and_a_wrong_command_line_need_no_jax(line, code, said):
+    printed = run(COMMAND_LINE, *line.split())
+    assert printed.startswith(said) and printed.endswith(f"\n{code} []\n")
 
 
 def test_without_torch_a_model_loads_answers_and_is_saved(
