@@ -4,6 +4,7 @@ import re
 from fractions import Fraction
 
 from imm_jax.tasks.normalize import NUMBER, find_numbers, parse_number, plain
+from imm_jax.tasks.number_words import ONES, PARTS
 
 FULL_STOP = re.compile(r"(?<![A-Za-z])[.;?](?:\s|$)")  # in "Rs. 20" none
 TIMES = re.compile(r"\\(?:times|cdot|div)\b|(?<=[\s0-9])(?:[xX](?=[\s0-9$])|of(?=\s))")
@@ -23,6 +24,15 @@ COMPARED = re.compile(
     r"%?(?:\s+[A-Za-z]+)?\s+(?:more|less|fewer|greater|larger|bigger|smaller|higher|lower|above|"
     r"below|over|under|times|percent|of|than)\b|%?\s*[*]\s*(?![\s$(0-9])"
 )
+# "half of 12", "two thirds of the 9 apples", "twice 6": the first figure is no result.
+SHARE = rf"(?:half|(?:an?|{'|'.join(ONES)})[ -](?:{'|'.join(PARTS)}))"
+OF = r"\s+(?:of|the|an?|all|his|her|its|our|their|these|those|total|sum)\b"
+SHARE_OF = re.compile(
+    rf"[^0-9]*?\b(?:{SHARE}(?:{OF}){{1,4}}|twice(?:{OF}){{0,4}})\s*(?=[0-9])", re.IGNORECASE
+)
+RESULT = re.compile(
+    r"(?:\b(?:is|equals|gives|makes)\b(?:\s+equal to\b)?|[,(]\s*or\b|=)(?=[\s(*-]*[0-9])"
+)
 OPERATED = re.compile(r"[-+*/×÷]\s*[$(]?[0-9]")
 SUM = re.compile(r"[^0-9=]*+[^A-Za-z<>=]*")  # no words behind its first number
 LATEX = re.compile(r"\\boxed\b|\\[()\[\]]|[{}$]")
@@ -39,7 +49,8 @@ def stated_number(text: str) -> Fraction | None:
 
     ``"12 + 5 = 17 apples"`` states 17, and so do ``"12 apples + 5 apples = 17 apples"`` and
     ``"12 + 5, which is 17"``; ``"12. 3 + 5 = 8"`` and ``"12 = 3 * 4"`` state 12; ``"12 + 5"``
-    alone states none.
+    alone states none. Of ``"half of 12, which is 6"`` and ``"a third of the 9 apples, or 3"`` it is
+    what they come to.
     """
     text = plain(text)
     line = next((line for line in text.split("\n") if NUMBER.search(line)), "")
@@ -48,12 +59,24 @@ def stated_number(text: str) -> Fraction | None:
     bare = LATEX.sub(" ", sentence)
     if _is_unfinished(bare):
         return parse_number("".join(bare.split()).strip("*_:."))  # 1 / 3 is a number
+    if share := SHARE_OF.match(bare):
+        return _result(bare[share.end() :])
     sentence = UNIT.sub("", _with_equals_sign(TIMES.sub("*", sentence)))
     equation = EQUATION.match(sentence)
     right = sentence[equation.end() :] if equation else ""
     result = NUMBER.search(right)
     computed = result is not None and not OPERATION.match(right, result.end())
     return next(iter(find_numbers(right if computed else text)), None)
+
+
+def _result(text: str) -> Fraction | None:
+    """The number behind the first word that says of a sum what it is; None where none does."""
+    text = text.replace("**", "")
+    for word in RESULT.finditer(text):
+        right = text[word.end() :].lstrip(" *")
+        if not COMPARED.match(right, NUMBER.search(right).end()):
+            return stated_number(right)
+    return None
 
 
 def _is_unfinished(bare: str) -> bool:
