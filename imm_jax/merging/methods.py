@@ -7,7 +7,6 @@ or by name through :func:`imm_jax.merging.merge_models`.
 import functools
 from typing import Any
 
-from imm_jax.errors import InputError
 from imm_jax.merging import exact, sparsify, transforms
 from imm_jax.merging.exact import to_double
 from imm_jax.merging.protocol import (
@@ -17,8 +16,8 @@ from imm_jax.merging.protocol import (
     Transform,
     chain,
     elementwise,
-    known,
     require_flags,
+    require_share,
     transform,
 )
 from imm_jax.merging.rescaling import rescaled
@@ -82,7 +81,10 @@ def ties(
 def dare_linear(
     density: Shares = 0.8, rescale: bool = True, normalize: bool = False, lambda_: float = 1.0
 ) -> Chain:
-    """DARE, then task arithmetic (Yu et al. 2024, arXiv 2311.03099). Drops ``1 - density``."""
+    """DARE, then task arithmetic (Yu et al. 2024, arXiv 2311.03099). Drops ``1 - density``.
+
+    ``density`` is in [0, 1]; 0 drops everything, as in all methods that have one and in recipes.
+    """
     return chain(
         sparsify.drop_and_rescale(_dropped(density), rescale),
         task_arithmetic(normalize, lambda_),
@@ -92,7 +94,10 @@ def dare_linear(
 def dare_ties(
     density: Shares = 0.8, rescale: bool = True, normalize: bool = False, lambda_: float = 1.0
 ) -> Chain:
-    """DARE, then sign election (Yu et al. 2024, arXiv 2311.03099). Drops ``1 - density``."""
+    """DARE, then sign election (Yu et al. 2024, arXiv 2311.03099). Drops ``1 - density``.
+
+    ``density`` is in [0, 1]; 0 drops everything, as in all methods that have one and in recipes.
+    """
     return chain(
         sparsify.drop_and_rescale(_dropped(density), rescale),
         transforms.elect_sign(normalize=normalize),
@@ -103,9 +108,7 @@ def dare_ties(
 def _dropped(density: Shares) -> Shares:
     if isinstance(density, (tuple, list)):
         return tuple(_dropped(d) for d in density)
-    share = known(density)
-    if share is not None and not 0 < share <= 1:
-        raise InputError(f"density is {density}; expected 0 < density <= 1")
+    require_share(density, "density")
     return 1 - density
 
 

@@ -186,8 +186,8 @@ def known(value: Any) -> float | None:
     return value if isinstance(value, numbers.Real) else float(value)
 
 
-def require_share(value: Any, name: str, below_one: bool = False) -> None:
-    """Raises InputError unless ``value`` (or each of a tuple) is a share in [0, 1], or [0, 1).
+def require_share(value: Any, name: str) -> None:
+    """Raises InputError unless ``value`` (or each of a tuple) is a share in [0, 1].
 
     Of a traced one only that it is a single number.
     """
@@ -197,8 +197,8 @@ def require_share(value: Any, name: str, below_one: bool = False) -> None:
         if np.shape(v) != ():
             raise InputError(f"{name} has shape {np.shape(v)}; expected a number for each model")
         share = known(v)
-        if share is not None and not (0 <= share < 1 if below_one else 0 <= share <= 1):
-            raise InputError(f"{name} is {v}; expected 0 <= {name} {'<' if below_one else '<='} 1")
+        if share is not None and not 0 <= share <= 1:
+            raise InputError(f"{name} is {v}; expected 0 <= {name} <= 1")
 
 
 def require_flags(**flags: Any) -> None:

@@ -41,10 +41,11 @@ def drop_and_rescale(rate: Share | tuple[Share, ...] = 0.2, rescale: bool = True
     and of the transform in its chain.
 
     Args:
-      rate: the share to drop, in [0, 1); a tuple gives each model its own. It may be traced.
+      rate: the share to drop, in [0, 1]; a tuple gives each model its own. It may be traced. 1
+        drops everything, so that the base is left.
       rescale: False keeps the others as they are.
     """
-    require_share(rate, "rate", below_one=True)
+    require_share(rate, "rate")
     require_flags(rescale=rescale)
 
     def apply(vectors: TaskVectors, tensor: Tensor, _: Any) -> TaskVectors:
@@ -53,13 +54,19 @@ def drop_and_rescale(rate: Share | tuple[Share, ...] = 0.2, rescale: bool = True
         for i, (delta, p) in enumerate(zip(vectors.deltas, rates, strict=True)):
             key = jax.random.fold_in(tensor.key, i)
             keep = bernoulli(key, 1 - p, tensor.base.shape, tensor.start)
-            delta = (
-                exact.multiply(delta, to_double(1 / (1 - p), delta.hi.dtype)) if rescale else delta
-            )
+            if rescale:
+                delta = exact.multiply(delta, to_double(_inverse(1 - p), delta.hi.dtype))
             deltas.append(exact.select(keep, delta, exact.zeros_like(delta)))
         return vectors.with_deltas(deltas)
 
     return elementwise(apply, random=True)
+
+
+def _inverse(kept: Share) -> Any:
+    """``1 / kept``; of 0, where no element is left to be multiplied, 1: inf spoils gradients."""
+    if isinstance(kept, Array):
+        return 1 / jnp.where(kept > 0, kept, 1)
+    return 1 / kept if kept > 0 else 1.0
 
 
 def magnitudes(vectors: TaskVectors, tensor: Tensor) -> list[Array]:

@@ -218,7 +218,8 @@ def merge_models(
         its own. The method's own name for it (``t``, ``alpha``, ``scale``) is accepted as well.
       key: for methods that draw random numbers.
       stacked: as in :func:`merge_params`.
-      **parameters: the method's parameters (``density=0.2``, ``**{"lambda": 0.7}``).
+      **parameters: the method's parameters (``density=0.2``, ``**{"lambda": 0.7}``). A density of 1
+        keeps every change, one of 0 none, as in recipes: what is left is the base.
 
     Returns:
       A tree like the base, or like the first model where there is none.

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from imm_jax.errors import InputError
-from imm_jax.merging.protocol import Chain, chain, for_models
-from imm_jax.merging.sparsify import trim
-from imm_jax.merging.table import METHODS, Method
+from imm_jax.merging.protocol import Chain, chain
+from imm_jax.merging.table import METHODS
 from imm_jax.models.huggingface.tensor_files import DTYPES
 from imm_jax.recipes.agreement import (
     Heads,
@@ -263,15 +262,4 @@ def build(method: str, resolved: Resolved, has_base: bool) -> tuple[tuple[float 
     if row.base == "optional":
         arguments["about_base"] = has_base
     weights = weights if isinstance(weights, tuple) else (weights,) * count
-    if method.startswith("dare") and 0 in (kept := for_models(arguments["density"], count, "")):
-        return weights, _emptied(row, arguments, kept)
     return weights, chain(row.build(**arguments))
-
-
-def _emptied(row: Method, arguments: dict[str, Any], densities: tuple[float, ...]) -> Chain:
-    """DARE that drops everything of some models: no chance is left that a rescale could divide by.
-
-    So these are kept whole, and emptied afterwards.
-    """
-    drop, *rest = row.build(**arguments | {"density": tuple(d or 1.0 for d in densities)})
-    return chain(drop, trim(tuple(float(d > 0) for d in densities)), *rest)

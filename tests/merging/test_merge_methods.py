@@ -243,6 +243,27 @@ class TestWhereMergekitIsWrong:
         out = one(0 * ones, [ones], "dare_linear", density=0.8, key=KEY)
         assert set(np.unique(out)) == {0, 1.25}
 
+    @pytest.mark.parametrize(
+        "name", [name for name, row in merging.METHODS.items() if "density" in row.parameters]
+    )
+    def test_a_density_of_0_leaves_the_base_and_one_of_1_the_model(self, name):
+        base, deltas = np.arange(8, dtype=np.float32), (np.ones(8), 1 + np.arange(8))
+        models = [(base + delta).astype(np.float32) for delta in deltas]
+        gamma = {"gamma": 0.0} if name.startswith("breadcrumbs") else {}
+        given = {"weight": 1.0, "key": KEY} | gamma
+        merge = lambda density: one(base, models, name, density=density, **given)
+        for nothing in (0, 0.0, jnp.float32(0), (0.0, 0.0)):
+            np.testing.assert_array_equal(merge(nothing), base)
+        np.testing.assert_array_equal(merge((0.0, 1.0)), models[1])
+
+    def test_a_traced_density_of_0_has_gradients(self):
+        base = jnp.ones(4)
+        total = lambda density, model: jnp.sum(
+            merging.merge_models("dare_linear", [model], base=base, density=density, key=KEY)
+        )
+        value, slope = jax.jit(jax.value_and_grad(total, 1))(0.0, base + 1)
+        assert value == 4 and np.all(slope == 0)
+
     def test_random_methods_are_seeded(self):
         for name in ("dare_linear", "dare_ties", "della", "della_linear"):
             with pytest.raises(InputError, match="key="):

@@ -274,7 +274,7 @@ def test_chains_are_flat_and_equal_by_value():
 
 
 BAD = {
-    "rate": (lambda: merging.drop_and_rescale(1.0), "rate is 1.0; expected 0 <= rate < 1"),
+    "rate": (lambda: merging.drop_and_rescale(1.1), "rate is 1.1; expected 0 <= rate <= 1"),
     "density": (lambda: merging.trim(20), "density is 20"),
     "scope": (lambda: merging.trim(0.2, "layer"), "scope is 'layer'"),
     "gamma": (lambda: merging.drop_outliers(0.5, -0.1), "gamma is -0.1"),
@@ -282,7 +282,8 @@ BAD = {
     "epsilon of one model": (lambda: merging.drop_by_magnitude((0.5, 0.9), 0.15), "density 0.9"),
     "method": (lambda: merging.elect_sign("mean"), "method is 'mean'"),
     "limit": (lambda: merging.clip(-1.0), "limit is -1.0"),
-    "dare": (lambda: merging.dare_linear(0.0), "density is 0.0"),
+    "dare": (lambda: merging.dare_linear(-0.1), "density is -0.1; expected 0 <= density <= 1"),
+    "dare of one": (lambda: merging.dare_ties((0.5, 1.1)), "density is 1.1; expected 0 <= density"),
     "integers": (lambda: merging.cast(jnp.int8), "dtype is .*int8.*; expected one of floating"),
     "no dtype": (lambda: merging.cast("nope"), "dtype is 'nope'; expected one of floating"),
 }
