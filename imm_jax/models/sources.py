@@ -103,6 +103,15 @@ def resolve(
     )
 
 
+def place_of(source: str) -> str:
+    """What spellings of a source have in common: the path that a folder or file really has.
+
+    ``./b``, ``b/`` and a link to ``b`` have that of ``b``; what is not on disk is as written.
+    """
+    path = os.path.expanduser(source)
+    return os.path.realpath(path) if os.path.exists(path) else source
+
+
 def resolve_adapter(source: str, *, revision: str | None = None) -> Path:
     """The folder of a PEFT adapter: one on disk, or a hub id.
 

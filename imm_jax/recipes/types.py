@@ -1,8 +1,9 @@
 """A merge as a file describes it: plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from imm_jax.models.sources import place_of
 from imm_jax.recipes.parameters import Settings
 
 
@@ -10,12 +11,17 @@ from imm_jax.recipes.parameters import Settings
 class Model:
     """A model: a path, relative to the current directory, or a hub id, with its revision.
 
-    ``adapter`` is the LoRA adapter that is added to it, named in the same way.
+    ``adapter`` is the LoRA adapter that is added to it, named in the same way. Two that name the
+    same folder in other words (``b``, ``./b``, a link to it) are equal.
     """
 
-    source: str
+    source: str = field(compare=False)  # as written, for messages and cards
     revision: str | None = None
     adapter: "Model | None" = None
+    place: str = field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "place", place_of(self.source))
 
     def __str__(self) -> str:
         own = f"{self.source}@{self.revision}" if self.revision else self.source

@@ -133,6 +133,17 @@ def test_the_card_names_the_recipe(recipe, tmp_path):
     assert "- base\n- one\n" in body and "--seed 3" in body
 
 
+def test_a_base_among_the_models_in_other_words_is_the_base(recipe, tmp_path):
+    """It has no weight in the mean of task vectors, and the card calls it what the file does."""
+    text = (
+        "merge_method: task_arithmetic\nbase_model: ./base\nmodels: [{model: base}, {model: one}]\n"
+    )
+    merge_files(recipe(text + "parameters: {weight: 0.5, normalize: true}"), tmp_path / "out")
+    assert_same(read_tensors(tmp_path / "out"), read_tensors("one"))
+    card = (tmp_path / "out/README.md").read_text()
+    assert "\n- ./base\n- one\n\n" in card and "in which `./base`, `one` lead" in card
+
+
 @pytest.mark.parametrize("relative", [True, False])
 def test_the_command_of_the_card_makes_the_same_model(relative, models, recipe, tmp_path, capsys):
     """One model ties its head, and the command is given again where the card says."""

@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from imm_jax.errors import InputError
 from imm_jax.merging import METHODS
 from imm_jax.recipes import load_recipe, notes, resolve
 from imm_jax.recipes.asking import ASKING, asks
@@ -189,6 +190,7 @@ def test_a_base_that_the_method_does_not_take_is_a_model(load):
 
 
 TIES = "merge_method: ties\nbase_model: a\nmodels: [{model: b}]\nparameters: {weight: 1}\n"
+LINEAR = "merge_method: linear\nparameters: {weight: 1}\n"
 
 
 def test_tokenizer_settings(load):
@@ -290,6 +292,30 @@ def test_other_spellings(load):
     )
     assert recipe.slices[0].sources[0].layer_range == (0, 2)
     assert resolve(recipe, recipe.slices[0], "x", ["x"], 0.75).each == ({"scale": 0.75},)
+
+
+@pytest.mark.parametrize("spelling", ["b", "./b", "b/", "a/../b", "link", "{here}/b", "~/b"])
+def test_a_folder_is_one_model_however_it_is_spelt(spelling, load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("b")
+    spelling = spelling.format(here=tmp_path)
+    with pytest.raises(InputError, match=r"models: 0, ties merges at least 1 models besides"):
+        load(TIES.replace("base_model: a", f"base_model: {spelling}"))
+    recipe = load(
+        f"merge_method: ties\nbase_model: {spelling}\nparameters: {{weight: 1}}\n"
+        "models: [{model: b}, {model: a}]\n"
+        "tokenizer: {source: union, tokens: {<x>: {source: link}}}\n"
+    )
+    assert [str(source.model) for source in recipe.slices[0].models] == ["a"]
+    assert [str(model) for model in recipe.models] == [spelling, "a"]
+    assert recipe.tokenizer.tokens[0].model == recipe.base_model
+    with pytest.raises(InputError, match=r"models\[1\].model: b is there twice"):
+        load(f"{LINEAR}models: [{{model: {spelling}}}, {{model: b}}]\n")
+    (part,) = load(f"{LINEAR}models: [{{model: a+{spelling}}}, {{model: a}}]\n").slices
+    assert part.sources[0].model == Model("a", None, Model("b")) != part.sources[1].model
 
 
 def test_methods_of_our_own(load):
