@@ -99,13 +99,23 @@ class AdaptedReader(TensorReader):
             start - first * width : stop - first * width
         ]
 
+    def stored(self, name: str, start: int, stop: int) -> np.ndarray:
+        """What the model's file has of a tensor."""
+        return super().read(name, start, stop)
+
+    def largest(self, update: Update) -> float:
+        """What no element of an update exceeds in size; NaN or infinite where a factor is."""
+        a, b = (np.abs(self.adapter.reader[n].astype(np.float64)) for n in update[:2])
+        return float(abs(update.scale) * (b.max(axis=0, initial=0) @ a.max(axis=1, initial=0)))
+
     def _updated(self, name: str, rows: np.ndarray, first: int, last: int) -> np.ndarray:
         update = self.adapter.updates[name]
         a, b = (self.adapter.reader[factor] for factor in update[:2])
         added = b[first:last].astype(np.float64) @ a.astype(np.float64)
         added *= update.scale
         added += rows
-        return added.astype(np.float32)
+        with np.errstate(over="ignore"):  # an error says it, with the tensor's name
+            return added.astype(np.float32)
 
 
 def open_adapter(

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from imm_jax import merge_files
 from imm_jax.errors import Interrupted
+from imm_jax.recipes.adapters import AdaptedReader
 from imm_jax.recipes.checkpoint import open_checkpoint
 from imm_jax.recipes.names import read_model
 from imm_jax.recipes.types import Model
@@ -109,6 +110,30 @@ def test_an_adapter_is_added(adapted, dtype, settings):
     weights, one, _ = adapted(dtype, **settings)
     assert len(one) == 3 * tiny_llamas.LAYERS
     assert_same(ours(WHOLE), added(weights, one, dtype))
+
+
+def test_an_update_is_computed_once(adapted, monkeypatch):
+    """It is most of the work; whether all is finite is known without it."""
+    _, one, _ = adapted()
+    rows = []
+    updated = AdaptedReader._updated
+    monkeypatch.setattr(
+        AdaptedReader, "_updated", lambda *args: rows.append(len(args[2])) or updated(*args)
+    )
+    ours(WHOLE)
+    assert sum(rows) == sum(len(update) for update in one.values())
+
+
+def test_a_large_update_that_fits_is_merged(adapted):
+    weights, _, _ = adapted()
+    path = Path("one/adapter_model.safetensors")
+    factors = load_file(path)
+    for letter in "AB":
+        factors[KEY.format(letter)].fill(5e18)
+    save_file(factors, path)
+    product = ALPHA * np.float64(np.float32(5e18)) ** 2  # of rank 4, divided by 4
+    expected = (weights[Q_PROJ] + product).astype(np.float32)
+    np.testing.assert_array_equal(ours(WHOLE)[Q_PROJ], expected)
 
 
 def test_task_vectors_of_adapters_are_not_rounded_to_the_models_type(adapted):
@@ -228,6 +253,16 @@ def setting(**changes):
     return spoil
 
 
+def spoil_model(change):
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / "a/model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "a/model.safetensors")
+
+    return spoil
+
+
+Q_PROJ, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 WRONG = {
     "nowhere": (
@@ -283,6 +318,24 @@ WRONG = {
     "NaN": (
         spoil_weights(lambda t: t[KEY.format("A")].__setitem__((0, 0), np.nan)),
         "model.safetensors with .*adapter_model.safetensors: tensor model.layers.0.self_attn",
+    ),
+    "infinity": (
+        spoil_weights(lambda t: t[KEY.format("B")].__setitem__((-1, 0), -np.inf)),
+        "model.safetensors with .*adapter_model.safetensors: tensor model.layers.0.self_attn",
+    ),
+    "a sum too large": (
+        spoil_weights(lambda t: [t[KEY.format(x)].fill(1e19) for x in "AB"]),
+        "tensor model.layers.0.self_attn.q_proj.weight has NaN or infinite values",
+    ),
+    "NaN in the model": (
+        spoil_model(lambda t: t[Q_PROJ].__setitem__((3, 2), np.nan)),
+        "model.safetensors with .*adapter_model.safetensors: tensor model.layers.0.self_attn",
+    ),
+    "infinity in a tensor saved whole": (
+        spoil_weights(
+            lambda t: t.update({f"base_model.model.{NORM}": np.full(16, np.inf, np.float32)})
+        ),
+        "adapter_model.safetensors: tensor model.norm.weight has NaN or infinite values",
     ),
 }
 

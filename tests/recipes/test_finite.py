@@ -30,5 +30,20 @@ def test_float32(sign):
             assert not is_finite(np.insert(finite, place, value))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_limit(dtype):
+    for value, below in (
+        (4, True),
+        (-4, True),
+        (8, False),
+        (-8, False),
+        (9, False),
+        (-np.inf, False),
+    ):
+        assert is_finite(np.array([1, value, -1], dtype), 8) == below
+    largest = np.array(ml_dtypes.finfo(dtype).max, dtype)[None]
+    assert is_finite(largest, 1e38) == (dtype == np.float16)
+
+
 def test_nothing_is_finite():
     assert is_finite(np.empty(0, np.float32))
