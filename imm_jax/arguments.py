@@ -247,7 +247,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     sub = add(
         "plan",
-        "What a run needs in each device's memory, by arithmetic; only the model's config is read.",
+        "What a run needs in each device's memory, by arithmetic; no weights are read.",
         "imm-jax plan run.yaml --mesh data=2,fsdp=4 --memory 80GB training.micro_batch_size=4",
         several="overrides",
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from imm_jax.likelihood import TEXT_BUCKET
 from imm_jax.models.block_attention import block_size
 from imm_jax.models.layout import param_shapes
 from imm_jax.sampling.batch import PREFILL_ROWS, cache_slots
@@ -23,6 +24,8 @@ from imm_jax.training.lora import init_adapters
 from imm_jax.training.optimizer import make_optimizer
 from imm_jax.tree import path_str
 from imm_jax.workload import FLOAT32, Workload
+
+OPTIONS = 2  # of critics: yes and no
 
 
 def param_bytes(work: Workload, itemsize: int, sizes: Sizes | None = None) -> int:
@@ -169,13 +172,20 @@ def decode_bytes(work: Workload, config: SamplingConfig) -> int:
     prefill    2 L n K / t E c + 2 n F / t c + 2 * 4 b H / t T^2      n = b T, b = 16 prompts
     decode     2 * 4 b V, or 3 with top_k, top_p or min_p
     """
-    c, rows = work.model, min(PREFILL_ROWS, config.batch_size)
-    tokens = rows * work.prompt
-    scores = FLOAT32 * tokens * work.prompt * work.heads(c.num_attention_heads)
-    inner = 2 * tokens * c.intermediate_size * work.sampled // work.tensor
     filters = bool(config.top_k or config.min_p or config.top_p < 1)
-    decode = (2 + filters) * FLOAT32 * config.batch_size * c.vocab_size
-    return max(_kv_bytes(work, tokens) + inner + 2 * scores, decode)
+    decode = (2 + filters) * FLOAT32 * config.batch_size * work.model.vocab_size
+    return max(_prefill_bytes(work, min(PREFILL_ROWS, config.batch_size)), decode)
+
+
+def weighing_bytes(work: Workload, config: SamplingConfig) -> int:
+    """Temporaries of finding how likely a yes and a no are, the larger of a prefill's, as in
+    :func:`decode_bytes`, and two arrays of logits ``4 b V`` of a chunk of options' tokens.
+
+    Keys and values of the rows that share a prompt exist a layer at a time.
+    """
+    rows = min(config.batch_size, OPTIONS * PREFILL_ROWS)
+    logits = FLOAT32 * min(128 if work.on_cpu else 2048, rows * TEXT_BUCKET) * work.model.vocab_size
+    return max(_prefill_bytes(work, -(-rows // OPTIONS)), 2 * logits)
 
 
 def sampling_bytes(work: Workload, config: SamplingConfig) -> dict[str, int]:
@@ -202,7 +212,8 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
     adapters), and two are merged into a third.
 
     A teacher is there beside them while it samples, and gone before anything else is done. A model
-    that judges its samples answers once more, to prompts that hold them: the phase ``select``.
+    that judges its samples answers once more, to prompts that hold them, or as its critics weighs a
+    yes and a no: the phase ``select``.
     """
     model = param_bytes(work, work.weights)
     counts = (2, 2, 4, 4) if work.on_cpu else (1, int(work.training.lora is not None), 3, 1)
@@ -224,6 +235,14 @@ def plan(work: Workload) -> dict[str, dict[str, int]]:
         asked = dataclasses.replace(work, prompt=work.judge_prompt)
         models = {"models": counts[0] * model}
         judges = {"select": {**models, **sampling_bytes(asked, work.sampling)}}
+    if work.critic_prompt is not None:
+        asked = dataclasses.replace(work, prompt=work.critic_prompt)
+        critics = {
+            "models": counts[0] * model,
+            "weights for decoding": decode_weight_bytes(work, work.sampling),
+            "sampling temporaries": weighing_bytes(asked, work.sampling),
+        }
+        judges = {"select": critics}
     return {
         "sample": {**sample, **sampling_bytes(samples, work.sampling)},
         **judges,
@@ -252,6 +271,14 @@ def micro_batch(work: Workload) -> tuple[int, int]:
         key=lambda width: (rows(width) * width, width),
     )
     return rows(width), width
+
+
+def _prefill_bytes(work: Workload, rows: int) -> int:
+    """``2 L n K / t E c + 2 n F / t c + 2 * 4 b H / t T^2`` with n = b T."""
+    c, tokens = work.model, rows * work.prompt
+    scores = FLOAT32 * tokens * work.prompt * work.heads(c.num_attention_heads)
+    inner = 2 * tokens * c.intermediate_size * work.sampled // work.tensor
+    return _kv_bytes(work, tokens) + inner + 2 * scores
 
 
 def _kv_bytes(work: Workload, tokens: int) -> int:

@@ -4,11 +4,11 @@ import argparse
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 
 from imm_jax.errors import InputError
 
 GB = 1e9
-ASKED_TOKENS = 80  # of what a judge is told beside question and sample
 PREALLOCATED = 0.75  # the share of a GPU that jax takes unless told otherwise
 
 
@@ -18,7 +18,7 @@ def plan(args: argparse.Namespace) -> None:
     from imm_jax.models.layout import param_shapes
     from imm_jax.partition_rules import say_what_is_whole
 
-    work = _workload(args)
+    work, counted = _workload(args)
     sizes = work.sizes
     table = memory.plan(work)
     phase, most = memory.peak(table)
@@ -34,12 +34,15 @@ def plan(args: argparse.Namespace) -> None:
             print(
                 f"{name}{model.model_type}: {numbers:,} parameters in {layers} layers, on {where}"
             )
-    print(f"prompts of up to {work.prompt} tokens; GB on each device\n")
+    longer = work.judge_prompt or work.critic_prompt
+    judges = f", to judge a sample {longer}{counted}" if longer else ""
+    print(f"prompts of up to {work.prompt} tokens{judges}; GB on each device\n")
     _print_table(table)
     print(f"\npeak: {most / GB:.2f} GB ({phase}){_verdict(most, args.memory, work.on_cpu)}")
 
 
 def _workload(args: argparse.Namespace):
+    """The workload, and what is to be said of how a judge's prompts were counted."""
     import jax.numpy as jnp
 
     from imm_jax.memory import Workload
@@ -50,12 +53,14 @@ def _workload(args: argparse.Namespace):
     config = _settings(args)
     source = args.model or config.model
     own_revision = None if args.model else config.revision
-    architecture = read_config(resolve(source, revision=own_revision, weights=False))
+    resolved = resolve(source, revision=own_revision, weights=False)
+    architecture = read_config(resolved)
     context = architecture.max_position_embeddings
     longest = min(config.training.max_length, context)  # where a fine-tune cuts
     teacher = config.teacher and read_config(resolve(config.teacher, weights=False))
     prompt = _longest_prompt(args.prompt_tokens, config, context)
-    return Workload(
+    judges, counted = _judge_prompts(config, prompt, context, resolved)
+    work = Workload(
         model=architecture,
         sizes=parse_mesh(args.mesh or config.mesh or "data=1"),
         weights=jnp.dtype(config.dtype).itemsize,
@@ -64,20 +69,44 @@ def _workload(args: argparse.Namespace):
         training=dataclasses.replace(config.training, max_length=longest),
         prompt=prompt,
         teacher=teacher,
-        judge_prompt=_judge_prompt(config, prompt, context),
+        **judges,
         on_cpu=args.cpu,
     )
+    return work, counted
 
 
-def _judge_prompt(config, prompt: int, context: int) -> int | None:
-    """Tokens of a question, a sample and what is asked about it, as far as a judge has room."""
+def _judge_prompts(config, prompt: int, context: int, resolved) -> tuple[dict[str, int], str]:
+    """Tokens of a question, a sample and what is asked about it, as far as there is room, by the
+    workload's field; none where the selection asks the model nothing.
+    """
     from imm_jax.rounds.select import RULES, check_rule
 
     check_rule(config.select.rule)
-    if "judge" not in RULES[config.select.rule].needs:
-        return None
-    new = config.sampling.max_new_tokens
-    return min(prompt + new + ASKED_TOKENS, context - new)
+    rule = RULES[config.select.rule]
+    asked = rule.asked(config.select)
+    if not asked:
+        return {}, ""
+    count, counted = _counter(resolved)
+    longest = prompt + config.sampling.max_new_tokens + max(map(count, asked))
+    if "judge" in rule.needs:
+        return {"judge_prompt": min(longest, context - config.sampling.max_new_tokens)}, counted
+    return {"critic_prompt": min(longest, context)}, counted
+
+
+def _counter(resolved) -> tuple[Callable[[str], int], str]:
+    """Counts a text's tokens, and says how if not with the model's tokenizer.
+
+    Without one (a ``config.json`` alone, a hub id that is not downloaded) each byte counts as one:
+    no tokenizer makes more of a text.
+    """
+    from imm_jax.models.tokenizer import TOKENIZER_FILES, load_tokenizer
+
+    if resolved.kind == "folder" and not any(
+        (resolved.path / f).is_file() for f in TOKENIZER_FILES
+    ):
+        return lambda text: len(text.encode()), " (a token a letter: no tokenizer is here)"
+    tokenizer = load_tokenizer(resolved)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), ""
 
 
 def _settings(args: argparse.Namespace):

@@ -27,6 +27,7 @@ class Workload:
       teacher: the architecture of another model that draws the training samples, if one does.
       judge_prompt: tokens of the longest prompt that asks the model about a sample; None where the
         selection asks it nothing.
+      critic_prompt: the same of one that asks it how likely a yes and a no are.
       on_cpu: computes in float32 when sampling, in smaller chunks.
     """
 
@@ -39,6 +40,7 @@ class Workload:
     prompt: int = 512
     teacher: ModelConfig | None = None
     judge_prompt: int | None = None
+    critic_prompt: int | None = None
     on_cpu: bool = False
 
     @property

@@ -43,6 +43,7 @@ SAMPLING = SamplingConfig(max_new_tokens=100, batch_size=64, chunk=8)
 PROMPT = 256
 
 MEASURE = """
+from imm_jax import likelihood
 from imm_jax.merging import drop_and_rescale, merge_params
 from imm_jax.sampling import decode
 from imm_jax.sampling.batch import cache_slots
@@ -90,6 +91,9 @@ rows = decode.Rows(i, i, i, shape((64,), bool), shape((64, 2), jnp.uint32))
 chunk = decode.decode_chunk.lower(model, weights, None, layers, rows, 100, 0.7, steps=8, eos=(0,))
 prefill = decode.prefill.lower(model, weights, None, shape((16, prompt), jnp.int32)).compile()
 prefill = prefill.memory_analysis()
+i = lambda *sizes: shape(sizes, jnp.int32)
+asked = likelihood.Rows(i(16, prompt), i(32), i(32), i(32, 8), shape((32, 8), jnp.float32))
+weighed = likelihood.row_scores.lower(model, weights, None, asked).compile().memory_analysis()
 p = shapes(model.config)
 merge = jax.jit(lambda one, two, key: merge_params(
     one, two, weight=0.5, transform=drop_and_rescale(0.2), key=key))
@@ -99,6 +103,7 @@ answers["sampling"] = {
     "weights": nbytes(weights), "cache": nbytes(layers),
     "decode": chunk.compile().memory_analysis().temp_size_in_bytes,
     "prefill": prefill.temp_size_in_bytes + prefill.output_size_in_bytes,
+    "weighed": weighed.temp_size_in_bytes,
     "merge": merged.memory_analysis().temp_size_in_bytes}
 """
 
@@ -141,6 +146,8 @@ def test_sampling_needs_what_its_programs_need(measured):
     assert found["prefill"] / FACTOR < expected < found["prefill"] * FACTOR
     decode = memory.decode_bytes(dataclasses.replace(large, prompt=0), SAMPLING)
     assert found["decode"] / FACTOR < decode < found["decode"] * FACTOR
+    weighed = memory.weighing_bytes(prefill, SAMPLING)  # 64 rows, of which 32 share 16 prompts
+    assert found["weighed"] / FACTOR < weighed < found["weighed"] * FACTOR
 
 
 @pytest.mark.slow
@@ -227,6 +234,10 @@ def test_a_judge_answers_longer_prompts():
     assert list(judged) == ["sample", "select", "train", "merge", "evaluate"]
     assert judged["select"] == memory.plan(dataclasses.replace(work, prompt=2 * PROMPT))["sample"]
     assert "select" not in memory.plan(work)
+    critics = memory.plan(dataclasses.replace(work, critic_prompt=2 * PROMPT))["select"]
+    assert "KV cache" not in critics
+    same = {name: judged["select"][name] for name in ("models", "weights for decoding")}
+    assert critics == same | {"sampling temporaries": critics["sampling temporaries"]}
     # A teacher does not judge: the model that is trained does.
     taught = dataclasses.replace(work, teacher=work.model, judge_prompt=2 * PROMPT)
     assert memory.plan(taught)["select"] == judged["select"]

@@ -1,11 +1,17 @@
 """The ``plan`` command: what it reads, prints and refuses."""
 
 import json
+import re
 
 import pytest
 import yaml
 
 from imm_jax.cli import main
+from imm_jax.evaluation import Answer
+from imm_jax.models.tokenizer import load_tokenizer, save_tokenizer
+from imm_jax.rounds.select import passing
+from imm_jax.select_config import SelectConfig
+from imm_jax.tasks import Example, Task, render
 
 # Qwen2.5-0.5B as published: 494,032,768 parameters, tied.
 QWEN = {
@@ -131,9 +137,46 @@ def test_a_teacher_and_a_judge_count(place, command):
     assert rows["models"] == ["0.99", "0.99", "2.96", "0.99"]
     assert rows["weights for decoding"] == ["1.70", "0.99", "0.99"]
     # 2 * layers * 128 rows * slots * 2 heads * 64 * 2 bytes; 576 + 512 slots for 300 + 256 tokens,
-    # and 896 + 512 for the judge's 300 + 256 + 80 + 256.
-    assert rows["KV cache"] == ["3.42", "2.21", "1.71"]
+    # and 1024 + 512 for the judge's 300 + 256 + 211 + 256: without a tokenizer a token a letter.
+    assert rows["KV cache"] == ["3.42", "2.42", "1.71"]
+    assert lines[2] == (
+        "prompts of up to 300 tokens, to judge a sample 767 (a token a letter: no tokenizer is "
+        "here); GB on each device"
+    )
     assert command(*argv).splitlines()[3].split() == ["sample", "train", "merge", "evaluate"]
+
+
+@pytest.mark.parametrize("rule", ["self_verify", "n_critics"])
+def test_a_judges_prompts_are_as_long_as_its_real_ones(rule, place, command, tiny_tokenizer):
+    """With the model's tokenizer; of several critics the longest counts."""
+    save_tokenizer(tiny_tokenizer, place / "model")
+    critics = ["Is it right?", "Would a teacher who reads every line of it agree to all of it?"]
+    config = SelectConfig(rule=rule, critics=tuple(critics))
+    question = Example(id="q", question="How many eggs are left of 12?", answer="7")
+    tokenizer = load_tokenizer(place / "model")
+    count = lambda text: len(tokenizer(text)["input_ids"])
+    solution = "There are 12 - 5 = 7. The answer is 7."
+    asked = []
+
+    def judge(name, examples):
+        shown = (Example(id=e.id, question=e.question, answer="") for e in examples)  # no options
+        asked.extend(count(render("plain", example).whole) for example in shown)
+        return [[] for _ in examples]
+
+    answer = Answer(
+        id="q", sample=0, text=solution, answer="7", correct=True, tokens=count(solution),
+        logprob=0.0, finish_reason="stop",
+    )  # fmt: skip
+    task = Task(name="t", train=(question,), test=(), answer_type="number")
+    passing([answer], config, judge, task, judge)
+    text = command(
+        "plan", "run.yaml", "--prompt-tokens", str(count(render("plain", question).whole)),
+        f"sampling.max_new_tokens={count(solution)}", f"select.rule={rule}",
+        f"select.critics={json.dumps(critics)}",
+    )  # fmt: skip
+    found = int(re.search(r", to judge a sample (\d+); GB", text)[1])
+    assert 0 <= found - max(asked) <= 6  # where the pieces meet
+    assert text.splitlines()[3].split() == ["sample", "select", "train", "merge", "evaluate"]
 
 
 def test_a_seven_billion_model_is_trained_whole_on_one_80_gb_gpu(table, tmp_path):

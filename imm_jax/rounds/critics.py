@@ -56,6 +56,14 @@ def approvals(answers: Sequence[Answer], critics: Sequence[str], aids: Aids) -> 
     return [counts[answer.id, answer.text] / len(critics) for answer in answers]
 
 
+def asked(config: SelectConfig) -> list[str]:
+    """What each critic is told beside a question and a sample."""
+    return [
+        TEXT.format(question="", solution="", critic=CRITICS.get(critic, critic).strip())
+        for critic in config.critics
+    ]
+
+
 def _ask(example: Example, answer: Answer, number: int, critic: str) -> Example:
     text = TEXT.format(
         question=question_text(example), solution=answer.text.strip(), critic=critic.strip()

@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from imm_jax.errors import InputError, nearest
 from imm_jax.evaluation import Answer
-from imm_jax.rounds import rules
-from imm_jax.rounds.critics import n_critics
+from imm_jax.rounds import critics, rules, self_verification
 from imm_jax.rounds.rules import Aids, Judge, RuleFunction, Scorer
-from imm_jax.rounds.self_verification import self_verify
 from imm_jax.rounds.thinning import KEYS, cap, deduplicate, quotas
 from imm_jax.select_config import SelectConfig
 from imm_jax.tasks.types import Task
@@ -34,11 +32,13 @@ class Rule(NamedTuple):
       keep: samples, settings and aids to the samples that pass.
       gold: whether it reads the gold answers.
       needs: the fields of ``Aids`` that it cannot do without.
+      asked: what it asks a model beside a question and a sample, by its settings.
     """
 
     keep: RuleFunction
     gold: bool = False
     needs: tuple[str, ...] = ()
+    asked: Callable[[SelectConfig], list[str]] = lambda config: []
 
 
 RULES = {
@@ -47,8 +47,10 @@ RULES = {
     "finished": Rule(rules.finished),
     "majority_vote": Rule(rules.majority_vote),
     "sharpening": Rule(rules.sharpening),
-    "self_verify": Rule(self_verify, needs=("task", "judge")),
-    "n_critics": Rule(n_critics, needs=("task", "scorer")),
+    "self_verify": Rule(
+        self_verification.self_verify, needs=("task", "judge"), asked=self_verification.asked
+    ),
+    "n_critics": Rule(critics.n_critics, needs=("task", "scorer"), asked=critics.asked),
 }
 
 

@@ -57,6 +57,11 @@ def utilities(answers: Sequence[Answer], aids: Aids) -> list[float]:
     return [shares[answer.id, answer.text] for answer in answers]
 
 
+def asked(config: SelectConfig) -> list[str]:
+    """What the judge is told beside a question and a sample."""
+    return [TEXT.format(question="", solution="")]
+
+
 def _ask(example: Example, answer: Answer) -> Example:
     text = TEXT.format(question=question_text(example), solution=answer.text.strip())
     return Example(id=f"verify/{answer.id}/{answer.sample}", question=text, answer="correct")
