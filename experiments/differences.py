@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from imm_jax.analysis.image import save_png
-from imm_jax.analysis.report import Run, is_vanilla, verdicts_of
+from imm_jax.analysis.outcome import Run, is_vanilla, verdicts_of
 from imm_jax.analysis.verdict import Verdicts, compare_paired
 from imm_jax.errors import InputError
 from imm_jax.files import atomic_write

@@ -12,7 +12,7 @@ from imm_jax.evaluation import Answer, ask, make_prompts
 from imm_jax.likelihood import Row, encode, score_rows
 from imm_jax.models.decoder import Decoder
 from imm_jax.sampling.config import SamplingConfig
-from imm_jax.tasks.answers import option_letters
+from imm_jax.tasks.options import option_letters
 from imm_jax.tasks.prompts import get_style
 from imm_jax.tasks.types import Example, Task
 

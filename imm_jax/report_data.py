@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imm_jax.analysis.report import Answers, Question, Run
+from imm_jax.analysis.outcome import Answers, Question, Run
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
 from imm_jax.files import read_jsonl, read_object

@@ -1,83 +1,20 @@
 """A run as one HTML page: what it supports, figures, tables, settings, answers side by side."""
 
 import base64
-import dataclasses
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
 from imm_jax import __version__
 from imm_jax.analysis.analysis_figures import analysis_figures
 from imm_jax.analysis.figures import legend, run_figures
+from imm_jax.analysis.outcome import Question, Run, comparisons, sentences, shown_name
 from imm_jax.analysis.summary import by_round_and_arm, interval
-from imm_jax.analysis.verdict import Paired, Verdicts, compare_paired, sentence, signed
+from imm_jax.analysis.verdict import signed
 from imm_jax.statistics import seed_interval
-
-Answers = Mapping[str, Sequence[dict]]  # rows of answers by task
-
-
-class Question(NamedTuple):
-    """What was asked, with its options where it has some, and the right answer."""
-
-    text: str
-    gold: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run's folder holds.
-
-    Attributes:
-      name: of the folder.
-      config: the settings as plain dicts and lists.
-      record: where model and questions came from, the device.
-      rows: of ``metrics.jsonl``.
-      answers: to the test questions, by seed, round and arm; the original model's is round 0 of
-        the arm ``base``.
-      questions: the test questions by task and id; a task that could not be read is left out.
-      analysis: what ``analysis.json`` holds; empty where there is none.
-      notes: what is missing, in words.
-    """
-
-    name: str
-    config: dict
-    record: dict
-    rows: list[dict]
-    answers: Mapping[tuple[int, int, str], Answers]
-    questions: Mapping[str, Mapping[str, Question]]
-    analysis: dict = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def arms(self) -> list[str]:
-        """The arms in their order, those that have no figures yet too."""
-        return list(self.config["arms"])
-
-    @property
-    def last(self) -> int:
-        """The last round that every arm has finished from one seed at least; 0 for none."""
-        done = {(row["seed"], row["round"], row["arm"]) for row in self.rows}
-        return max(
-            (t for seed, t, _ in done if all((seed, t, arm) in done for arm in self.arms)),
-            default=0,
-        )
-
-    @property
-    def expected(self) -> int:
-        """How many rows a finished run has."""
-        return len(self.config["seeds"]) * (1 + self.config["rounds"] * len(self.arms))
-
-
-class Compared(NamedTuple):
-    """A row of the table of comparisons."""
-
-    first: str
-    second: str
-    what: str
-    found: Paired
 
 
 class Shown(NamedTuple):
@@ -170,59 +107,6 @@ def notes(run: Run) -> list[str]:
     return found
 
 
-def comparisons(run: Run) -> list[Compared]:
-    """After the last round: each arm with vanilla and with the original, OOD and ID.
-
-    The first is what the run is for: the last arm (merged, in the paper) with vanilla.
-    """
-    tasks = list(run.rows[0]["tasks"])
-    kinds = {"out-of-domain accuracy": tasks[1:], "in-domain accuracy": tasks[:1]}
-    vanilla = next((arm for arm in run.arms if is_vanilla(run.config["arms"][arm])), None)
-    merged = [arm for arm in reversed(run.arms) if arm != vanilla]
-    pairs = [(arm, vanilla) for arm in merged if vanilla] + [(arm, "base") for arm in merged]
-    pairs += [(vanilla, "base")] if vanilla else []
-    verdicts = {arm: verdicts_of(run, arm, run.last) for arm in run.arms}
-    verdicts["base"] = verdicts_of(run, "base", 0)
-    found = []
-    for first, second in pairs if run.last else ():
-        for what, names in kinds.items():
-            result = compare_paired(verdicts[first], verdicts[second], names)
-            if result is not None:
-                found.append(Compared(first, _shown_name(second), what, result))
-    return found
-
-
-def is_vanilla(arm: dict) -> bool:
-    """Whether an arm's settings are those of self-improvement without merging."""
-    always = set(arm.get("schedule") or (1.0,)) == {1.0}
-    return always and (arm["weight"], arm["drop_rate"], arm["start_from"]) == (1.0, 0.0, "merged")
-
-
-def sentences(run: Run, compared: Sequence[Compared]) -> list[str]:
-    """What the run supports: the first comparison, and the one of the other kind of accuracy."""
-    if not compared and run.last:
-        return [
-            f"The answers of round {run.last} are not in the run's folder, so arms cannot be "
-            "compared question by question; their accuracies are below."
-        ]
-    if not compared:
-        return ["No round is finished by every arm, so there is nothing to compare yet."]
-    first = compared[0]
-    same = [row for row in compared if row[:2] == first[:2]]
-    return [sentence(*row[:3], run.last, row.found) for row in same]
-
-
-def verdicts_of(run: Run, arm: str, t: int) -> Verdicts:
-    """Whether each answer of an arm after round ``t`` is right; of ``base``, the original, 0."""
-    return {
-        seed: {
-            task: {row["id"]: bool(row["correct"]) for row in rows} for task, rows in found.items()
-        }
-        for (seed, at, name), found in run.answers.items()
-        if (at, name) == (t, arm)
-    }
-
-
 def summary_rows(rows: Sequence[dict]) -> list[dict]:
     """A row for each round and arm: means over seeds, with intervals over questions and seeds."""
     made = []
@@ -230,7 +114,7 @@ def summary_rows(rows: Sequence[dict]) -> list[dict]:
         made.append(
             {
                 "round": group[0]["round"],
-                "arm": _shown_name(group[0]["arm"]),
+                "arm": shown_name(group[0]["arm"]),
                 "seeds": len(group),
                 "in_domain": _cell(group, "in_domain"),
                 "out_of_domain": _cell(group, "out_of_domain"),
@@ -247,7 +131,7 @@ def task_rows(rows: Sequence[dict]) -> list[dict]:
         for task in group[0]["tasks"]:
             scores = [row["tasks"][task] for row in group]
             made.append(
-                {"round": group[0]["round"], "arm": _shown_name(group[0]["arm"]), "task": task}
+                {"round": group[0]["round"], "arm": shown_name(group[0]["arm"]), "task": task}
                 | {key: _mean(scores, key) for key in ("accuracy", "low", "high", "truncated")}
                 | {"questions": scores[0]["questions"]}
             )
@@ -289,10 +173,6 @@ def provenance(run: Run) -> dict[str, str]:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _shown_name(arm: str) -> str:
-    return "original" if arm == "base" else arm
 
 
 def _shown(row: dict | None) -> Shown:

@@ -14,11 +14,11 @@ from imm_jax.tasks.normalize import (
     canonical_exact,
     canonical_number,
     canonical_text,
-    canonical_words,
     find_numbers,
     number_text,
 )
 from imm_jax.tasks.number_words import number_in_words
+from imm_jax.tasks.options import last_option, named_option
 from imm_jax.tasks.types import Example, Grade, Task, check_answer_type
 
 # first: what follows the first marker ("The answer is"); small models go on talking after it. last:
@@ -41,17 +41,6 @@ SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?](?=\s+[^\s0-9]|\s*$)"
 )
 WORDS_END = re.compile(r"[.!?;](?:\s|$)")  # of an answer in words: "twelve. 5 are red"
-PARENTHESISED = re.compile(r"\(([A-Za-z])\)|^\W*(?:(?:option|choice|letter)\s+)?([A-Z])\)")
-BARE_LETTER = re.compile(
-    r"^\W*(?:(?:option|choice|letter)\s+)?([A-Z])(?![A-Za-z0-9'’])", re.IGNORECASE
-)
-ALONE = re.compile(r"\W*(?:(?:option|choice|letter)\s+)?([A-Za-z])\W*", re.IGNORECASE)
-# What names an option where nothing marks an answer; the second only without the first.
-NAMED = (
-    re.compile(r"\(([A-Z])\)"),
-    re.compile(r"\b([A-Z])\)? is (?:the )?(?:correct|right|best)\b"),
-)
-OPTION_END = re.compile(r"[.!?:)\]]*(?:\s|$)")  # canonical text ends without these
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # as reasoning-gym's own prompts ask
 
 
@@ -195,64 +184,8 @@ def _line(tail: str) -> str:
 
 
 def _choice(tail: str, choices: Sequence[str] | None) -> str | None:
-    """A letter in parentheses, else an option's own text, else a bare letter."""
-    letters = option_letters(len(choices or ()) or 26)
     line = _line(displayed(tail) or tail)
-    line = untexted(last_boxed(line) or line)
-    found = PARENTHESISED.search(line)
-    if found and (letter := (found[1] or found[2]).upper()) in letters:
-        return letter
-    # As words first: as numbers $5 and 5% are the same.
-    for canonical in (canonical_words, canonical_text):
-        said = canonical(line)
-        options = _letters_by_text(canonical, choices)
-        for text in sorted(options, key=len, reverse=True):
-            if text and said.startswith(text) and OPTION_END.match(said, len(text)):
-                return options[text]
-    found = BARE_LETTER.match(line)
-    # A small letter counts only alone: "a" is an article.
-    if found and (found[1].isupper() or len(said) <= 1) and found[1].upper() in letters:
-        return found[1].upper()
-    return None
-
-
-def _letters_by_text(
-    canonical: Callable[[str], str], choices: Sequence[str] | None
-) -> dict[str, str]:
-    """The letter of each option by its text; of texts that repeat the first's."""
-    choices = choices or ()
-    pairs = list(zip(option_letters(len(choices)), choices))
-    return {canonical(untexted(text)): letter for letter, text in reversed(pairs)}
-
-
-def _last_letter(text: str, choices: Sequence[str] | None) -> str | None:
-    """The last letter in parentheses, or called correct; else what a line of its own names."""
-    letters = option_letters(len(choices or ()) or 26)
-    for named in NAMED:
-        found = [letter for letter in named.findall(text) if letter in letters]
-        if found:
-            return found[-1]
-    options = _letters_by_text(canonical_text, choices)
-    for line in reversed([line for line in text.split("\n") if line.strip()]):
-        if (letter := options.get(canonical_text(line))) is not None:
-            return letter
-        if (found := ALONE.fullmatch(line)) and found[1].upper() in letters:
-            return found[1].upper()
-    first = re.match(r"\W*(yes|no|true|false)\b", text, re.IGNORECASE)  # "Yes, it is."
-    return options.get(first[1].lower()) if first else None
-
-
-def _first_alike(read: Callable) -> Callable:
-    """Options may repeat: the letter of the first with the same text stands for all of them."""
-
-    def first(text: str, choices: Sequence[str] | None) -> str | None:
-        letter = read(text, choices)
-        if letter is None or not choices:
-            return letter
-        letters = option_letters(len(choices))
-        return letters[choices.index(choices[letters.index(letter)])]
-
-    return first
+    return named_option(untexted(last_boxed(line) or line), choices)
 
 
 def _text(tail: str, _choices) -> str | None:
@@ -288,15 +221,10 @@ def _whole(response: str, marker: re.Match | None) -> str | None:
     return text.strip() or None
 
 
-def option_letters(count: int) -> str:
-    """``"ABCD"`` for four options."""
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
-
-
 # For each type: how to read what follows "The answer is", and the last resort of the rule "any".
 READERS = {
     "number": (_first_number, _last_number),
-    "choice": (_first_alike(_choice), _first_alike(_last_letter)),
+    "choice": (_choice, last_option),
     "math": (_math, _last_formula),
     "text": (_text, _last_line(canonical_text)),
     "exact": (_exact, _last_line(canonical_exact)),

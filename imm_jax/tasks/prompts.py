@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imm_jax.errors import InputError, nearest
-from imm_jax.tasks.answers import option_letters
+from imm_jax.tasks.options import option_letters
 from imm_jax.tasks.types import Example
 
 # The stop strings of the paper's repository. The bare words stop earlier than those with a colon.

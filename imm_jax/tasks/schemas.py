@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from imm_jax.tasks.answers import CALCULATOR, option_letters
+from imm_jax.tasks.answers import CALCULATOR
 from imm_jax.tasks.drafts import digest
 from imm_jax.tasks.latex import last_boxed
 from imm_jax.tasks.normalize import canonical_number, canonical_text, repeating_decimal
+from imm_jax.tasks.options import option_letters
 from imm_jax.tasks.types import Example
 
 OPTION_LETTER = re.compile(r"^\s*\(?[A-Za-z]\)\s*")

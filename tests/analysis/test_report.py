@@ -7,17 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from imm_jax.analysis.figures import run_figures, svg
-from imm_jax.analysis.report import (
-    Question,
-    Run,
-    comparisons,
-    examples_of,
-    is_vanilla,
-    page,
-    provenance,
-    sentences,
-    summary_rows,
-)
+from imm_jax.analysis.outcome import Question, Run, comparisons, is_vanilla, sentences
+from imm_jax.analysis.report import examples_of, page, provenance, summary_rows
 from imm_jax.statistics import seed_interval, wilson_interval
 
 NASTY = '</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }} & "quotes" $x_1$'

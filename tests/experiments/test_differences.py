@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments.differences import differences, draw, line, main
-from imm_jax.analysis.report import Run
+from imm_jax.analysis.outcome import Run
 from imm_jax.errors import InputError
 
 VANILLA = {"weight": 1.0, "drop_rate": 0.0, "start_from": "merged"}
