@@ -10,7 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from imm_jax import checkpoints, hosts
-from imm_jax.analysis.gap import gap_interval, generation_verification_gap
+from imm_jax.analysis.gap import gap_figures
 from imm_jax.analysis.record import Record
 from imm_jax.config import RunConfig
 from imm_jax.errors import InputError
@@ -91,9 +91,8 @@ def put_verification(
         stages = Stages(folder / digest([known, name, how, *samples]))
         key = jax.random.key(0)  # draws nothing: the judge is greedy
         kept = verified(judging, judge, weights, key, stages, samples, str(place))
-        figures = generation_verification_gap(samples, kept)._asdict()
-        figures |= gap_interval(samples, kept)._asdict()
-        rows.append(where | {"samples": len(samples), "approved": len(kept)} | figures)
+        counts = {"samples": len(samples), "approved": len(kept)}
+        rows.append(where | counts | gap_figures(samples, kept))
     record.put("verification", {"rows": rows, "missing": missing}, how | {"sampler": known})
     return record.sections["verification"]
 

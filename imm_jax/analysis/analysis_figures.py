@@ -199,40 +199,22 @@ def _gap(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figure]:
     if not rows:
         return []
     title = "Generation-verification gap by round"
-    styles = [style_of(number) for number in range(1, len(arms) + 1)]
-
-    def draw(axis: Any) -> None:
-        draw_rounds(axis, rows, arms, "gap", styles)
-        axis.set_xlabel("round")
-
+    draw = lambda axis: _draw_gaps(axis, rows, arms)
     caption = "Share of right ones among kept samples, less that among all."
+    caption += " Bars are 95 % intervals over questions." if all("low" in r for r in rows) else ""
     return [Figure(title, svg(draw, title), caption)]
 
 
 def _verification(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figure]:
     """What each round's model gains where it judges its own samples."""
     section = analysis["verification"]
-    groups = by_round_and_arm(section["rows"])
-    if not groups:
+    if not section["rows"]:
         return []
     title = "Gap of models that verify their own samples, by round"
 
     def draw(axis: Any) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        for number, arm in enumerate(arms):
-            own = [group for group in groups if group[0]["arm"] == arm]
-            keys = ("gap", "low", "high")
-            y, low, high = (
-                [statistics.fmean(row[key] for row in group) for group in own] for key in keys
-            )
-            x = [group[0]["round"] + 0.04 * (number - (len(arms) - 1) / 2) for group in own]
-            error = lengths(y, list(zip(low, high)))
-            axis.errorbar(x, y, yerr=error, capsize=3, **style_of(number + 1))
+        _draw_gaps(axis, section["rows"], arms)
         axis.axhline(0, linewidth=0.8, color=style_of(0)["color"])
-        axis.set_xlabel("round")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.7)
 
     caption = (
         "The model that sampled is asked, greedily, which samples are right: share of right ones "
@@ -242,6 +224,25 @@ def _verification(analysis: Mapping[str, Any], arms: Sequence[str]) -> list[Figu
     if gone:
         caption += f" Not measured, for the model is not kept: round {', '.join(map(str, gone))}."
     return [Figure(title, svg(draw, title), caption)]
+
+
+def _draw_gaps(axis: Any, rows: Sequence[dict], arms: Sequence[str]) -> None:
+    """A line an arm, with the intervals where all rows have some."""
+    from matplotlib.ticker import MaxNLocator
+
+    mean = lambda group, key: statistics.fmean(row[key] for row in group)
+    groups, bars = by_round_and_arm(rows), all("low" in row for row in rows)
+    for number, arm in enumerate(arms):
+        own = [group for group in groups if group[0]["arm"] == arm]
+        x = [group[0]["round"] + 0.04 * (number - (len(arms) - 1) / 2) for group in own]
+        y = [mean(group, "gap") for group in own]
+        ends = [(mean(group, "low"), mean(group, "high")) for group in own] if bars else []
+        error = lengths(y, ends) if bars else None
+        axis.errorbar(x, y, yerr=error, capsize=3, **style_of(number + 1))
+    axis.set_xlim(0.7, max(row["round"] for row in rows) + 0.3)
+    axis.set_xlabel("round")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.7)
 
 
 # By the section that has to be there.

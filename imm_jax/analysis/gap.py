@@ -73,6 +73,15 @@ def gap_interval(answers: Sequence[Answer], kept: Sequence[Answer]) -> GapInterv
     return GapInterval(low, high, *ratio_bootstrap(gains, left))
 
 
+def gap_figures(answers: Sequence[Answer], kept: Sequence[Answer]) -> dict[str, float]:
+    """The gap and its intervals by their fields' names, as runs and analyses record them.
+
+    Arguments as for :func:`generation_verification_gap`.
+    """
+    found = generation_verification_gap(answers, kept)
+    return found._asdict() | gap_interval(answers, kept)._asdict()
+
+
 def _shares(answers: Sequence[Answer]) -> dict[str, float]:
     questions: dict[str, list[bool]] = {}
     for answer in answers:

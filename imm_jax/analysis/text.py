@@ -29,13 +29,13 @@ def diversity_table(rows: Rows, collapse: Rows) -> str:
 
 
 def gap_table(rows: Rows) -> str:
-    """The generation-verification gap, a row a round, arm and seed."""
+    """The generation-verification gap, a row a round, arm and seed; with the intervals of rows that
+    have some (those of earlier versions have none).
+    """
     lines = [["round", "arm", "seed", "generated", "verified", "gap", "relative"]]
     for row in rows:
         where = [str(row["round"]), row["arm"], str(row["seed"])]
-        lines.append(
-            [*where, *(_number(row[k]) for k in ("generated", "verified", "gap", "relative"))]
-        )
+        lines.append([*where, *_gap_cells(row)])
     return aligned(lines)
 
 
@@ -47,16 +47,16 @@ def verification_table(section: Mapping[str, Any]) -> str:
     lines = [["round", "arm", "seed", "generated", "verified", "gap", "relative", "approved"]]
     for row in section["rows"]:
         where = [str(row["round"]), row["arm"], str(row["seed"])]
-        gap, relative = (
-            f"{_number(row[key])} [{_number(row[low], 2)}, {_number(row[high], 2)}]"
-            for key, low, high in (
-                ("gap", "low", "high"),
-                ("relative", "relative_low", "relative_high"),
-            )
-        )
-        shares = [_number(row["generated"]), _number(row["verified"])]
-        lines.append([*where, *shares, gap, relative, f"{row['approved']}/{row['samples']}"])
+        lines.append([*where, *_gap_cells(row), f"{row['approved']}/{row['samples']}"])
     return "\n".join([aligned(lines), *map(_unmeasured, section["missing"])])
+
+
+def _gap_cells(row: Mapping[str, Any]) -> list[str]:
+    cells = [_number(row[key]) for key in ("generated", "verified", "gap", "relative")]
+    for at, name in ((2, ""), (3, "relative_")):
+        if f"{name}low" in row:
+            cells[at] += f" [{_number(row[f'{name}low'], 2)}, {_number(row[f'{name}high'], 2)}]"
+    return cells
 
 
 def _unmeasured(where: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from imm_jax import hosts
-from imm_jax.analysis.gap import generation_verification_gap
+from imm_jax.analysis.gap import gap_figures
 from imm_jax.choices import examine
 from imm_jax.errors import InputError
 from imm_jax.evaluation import Answer, ask, make_prompts, score
@@ -78,7 +78,7 @@ def make_tools(bench: Bench, seed: int, label: str) -> Tools:
             return {}  # a selection by the gold answers says nothing of the model's own judgement
         # What the model was asked is in the stages, so it is not asked again.
         passed = passing(samples, config, **aids(current, t, stages))
-        return {"verification": generation_verification_gap(samples, passed)._asdict()}
+        return {"verification": gap_figures(samples, passed)}
 
     def fit_selected(
         params: PyTree, selected: Sequence[Answer], t: int, stages: Stages, donate: bool = False

@@ -118,6 +118,18 @@ def test_the_path_goes_by_weight(found):
     assert ">OOD<" not in alone.svg
 
 
+def test_a_gap_has_bars_where_its_rows_have_intervals(found):
+    """Runs of earlier versions recorded none."""
+    old = found["Generation-verification gap by round"]
+    rows = [row | {"low": -0.2, "high": 0.5} for row in WHOLE["gap"]["rows"]]
+    [new] = by_title({"gap": {"rows": rows}}).values()
+    mixed = by_title({"gap": {"rows": rows + WHOLE["gap"]["rows"]}})
+    assert new.caption == f"{old.caption} Bars are 95 % intervals over questions."
+    assert [figure.caption for figure in mixed.values()] == [old.caption]
+    lowest = [">−0.2<" in figure.svg for figure in (old, new)]
+    assert lowest == [False, True]  # the axis reaches as far as the interval
+
+
 def test_rounds_whose_gap_was_not_measured_are_named(found):
     figure = found["Gap of models that verify their own samples, by round"]
     assert figure.caption.endswith("Not measured, for the model is not kept: round 2.")

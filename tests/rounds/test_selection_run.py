@@ -2,7 +2,7 @@
 
 import pytest
 
-from imm_jax.analysis.gap import generation_verification_gap
+from imm_jax.analysis.gap import gap_interval, generation_verification_gap
 from imm_jax.files import read_jsonl
 from imm_jax.rounds.run import run
 from imm_jax.rounds.select import RULES, from_rows, select
@@ -47,6 +47,7 @@ def test_the_gap_is_of_all_that_pass(thinning, settings, tmp_path):
     passed = [s for s in samples if s.finish_reason != "length" and s.answer is not None]
     assert 0 < rows[1]["kept"] < len(passed)
     expected = generation_verification_gap(samples, passed)._asdict()
+    expected |= gap_interval(samples, passed)._asdict()
     assert rows[1]["verification"] == pytest.approx(expected)
 
 
