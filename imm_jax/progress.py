@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, label: str, total: int | None = None, unit: str = "it"):
         self.label, self.total, self.unit = label, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.skipped, self.note = 0, 0, ""
         self.start = self.logged = time.monotonic()
         self.said: tuple[int, str] | None = None
         self.bar, self.waiting = None, None
@@ -61,14 +61,22 @@ class Progress:
         elif time.monotonic() - self.logged > LOG_EVERY_SECONDS:
             self._log()
 
+    def skip(self, count: int) -> None:
+        """Adds ``count`` units that were done before, which say nothing of the rate."""
+        self.done, self.skipped = self.done + count, self.skipped + count
+        if self.bar is not None:
+            self.bar.initial += count
+            self.bar.n += count
+            self.bar.refresh()
+
     def _wait(self) -> None:
-        if not self.done:
+        if self.done == self.skipped:
             logger.info(f"{self.label}: under way, nothing done after {WAIT_SECONDS:.0f} s")
 
     def _log(self) -> None:
         self.logged, self.said = time.monotonic(), (self.done, self.note)
         seconds = max(self.logged - self.start, 1e-9)
-        rate = self.done / seconds
+        rate = (self.done - self.skipped) / seconds
         each = f"{rate:,.1f} {self.unit}" if rate >= 1 or not rate else f"{rate:.2g} {self.unit}"
         done, total = f"{self.done:,}", f"{self.total or 0:,}"
         unit = f" {self.unit}"

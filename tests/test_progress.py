@@ -57,6 +57,18 @@ def test_slow_work_has_a_rate(caplog, clock):
     ]
 
 
+def test_what_was_done_before_says_nothing_of_the_rate(caplog, clock):
+    with caplog.at_level(logging.INFO, "imm_jax"), Progress("fit", 100, "step") as bar:
+        bar.skip(90)
+        for _ in range(2):
+            clock[0] += 40
+            bar.update()
+    assert caplog.messages == [
+        "fit: 91/100 step in 40.0 s, 0.025 step/s, 360 s left",
+        "fit: 92/100 step in 80.0 s, 0.025 step/s, 320 s left",
+    ]
+
+
 @pytest.mark.parametrize("done", [0, 1])
 def test_before_anything_is_done_it_says_that_it_works(done, caplog, monkeypatch):
     monkeypatch.setattr(progress, "WAIT_SECONDS", 0.01)
@@ -94,3 +106,15 @@ def test_on_a_terminal_it_draws_a_bar(monkeypatch, caplog):
     drawn = terminal.getvalue()
     assert "sample: 100%" in drawn and "3.00/3.00" in drawn and "5 tokens" in drawn
     assert caplog.messages == ["sample: 3/3 tok in " + caplog.messages[0].split(" in ")[1]]
+
+
+def test_a_bar_begins_where_work_goes_on(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    with Progress("fit", 4, "step") as bar:
+        bar.skip(2)
+        bar.update(1)
+        bar.bar.refresh()
+        shown = bar.bar.format_dict
+    assert (shown["n"], shown["initial"]) == (3, 2)
+    assert "fit:  75%" in terminal.getvalue()

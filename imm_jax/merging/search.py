@@ -142,7 +142,7 @@ def search(
             points = np.stack([optimizer.ask() for _ in range(population)])
             drawn = known.start + known.spread * points
             generation = kept[len(rows) : len(rows) + population]
-            progress.update(len(generation))
+            progress.skip(len(generation))
             values = known.to_float32(drawn)
             while len(generation) < population:
                 if should_stop():

@@ -138,7 +138,7 @@ def merge_files(
                 progress.update(piece.nbytes)
 
         by_name = {output.name: output for output in outputs}
-        write_shards(beside, shards, tensors, progress.update)
+        write_shards(beside, shards, tensors, progress.skip)
         write_beside(
             beside,
             described,

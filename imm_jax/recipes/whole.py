@@ -147,7 +147,7 @@ def write_whole(
         unfinished(whole.folder, {}, whole.shards, keep=False) as beside,
         Progress("write", total, unit="B") as progress,
     ):
-        write_shards(beside, whole.shards, tensors, progress.update)
+        write_shards(beside, whole.shards, tensors, progress.skip)
         write_beside(
             beside,
             whole.recipe,

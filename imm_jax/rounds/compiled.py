@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree, UInt
+from jaxtyping import Array, Float, Int, PyTree
 
 from imm_jax.errors import InputError
 from imm_jax.merging import LayerWeights, drop_and_rescale, merge_params
 from imm_jax.models.decoder import Decoder
+from imm_jax.rounds.compiled_members import Member, Members, Seeds, as_arrays, visiting_orders
 from imm_jax.rounds.compiled_steps import Language, Questions, Samples, answer, fit, select
 from imm_jax.sampling.config import SamplingConfig
-from imm_jax.training.batching import visiting_order
 from imm_jax.training.config import TrainingConfig
 from imm_jax.tree import num_layers
 
@@ -76,24 +76,6 @@ class Program:
             raise InputError("training.remat: compiled rounds do without it, expected false")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Member:
-    """One run of a sweep.
-
-    Attributes:
-      weight: alpha; whatever NumPy broadcasts to ``[T, L + 1]``: for each round the weight of each
-        layer, and last that of what is outside the layers. ``0.5`` is the paper's; ``[[1], [0.5]]``
-        a schedule of two rounds; ``[1, 0, 1]`` a mask over two layers that moves all but the
-        second.
-      drop_rate: p.
-      seed: of samples, fine-tunes and dropping.
-    """
-
-    weight: ArrayLike = 0.5
-    drop_rate: float = 0.0
-    seed: int = 0
-
-
 class Figures(NamedTuple):
     """What a round comes to.
 
@@ -127,13 +109,11 @@ class Outcome(NamedTuple):
     params: PyTree
 
 
-class _Inputs(NamedTuple):
-    """A member as arrays; ``row`` is its seed's place in the table of orders."""
+class _Proposal(NamedTuple):
+    """What a round comes to before anything is merged: samples, and theta_t fine-tuned on them."""
 
-    weight: Float[Array, "T L1"]
-    drop_rate: Float[Array, ""]
-    seed: Int[Array, ""]
-    row: Int[Array, ""]
+    drawn: Samples
+    tuned: PyTree
 
 
 def sweep(
@@ -150,7 +130,8 @@ def sweep(
     """Runs Iterative Model Merging once for each member, all in one compiled program.
 
     A round in which a run keeps no sample merges without a fine-tune, as the host's loop does
-    (which gives up if that is the first).
+    (which gives up if that is the first). Until theta_1 is merged, runs of one seed are one run:
+    its samples are drawn, and theta_1 is fitted, once for each seed.
 
     Args:
       program: what the runs share.
@@ -172,41 +153,79 @@ def sweep(
       InputError: no members, a weight that does not fit, a drop rate or seed out of range, members
         that the mesh or ``batch`` does not divide.
     """
-    inputs, seeds = _arrays(program, base, members)
-    if mesh is not None and len(members) % mesh.size:
-        raise InputError(f"{len(members)} members, expected a multiple of the {mesh.size} devices")
-    each = len(members) // (1 if mesh is None else mesh.size)
+    devices = 1 if mesh is None else mesh.size
+    seeds, inputs = as_arrays(members, program.rounds, num_layers(base), devices)
+    if len(members) % devices:
+        raise InputError(f"{len(members)} members, expected a multiple of the {devices} devices")
+    each = len(members) // devices
     if batch is not None and (batch < 1 or each % batch):
         raise InputError(f"batch: {batch}, expected a divisor of the {each} members of a device")
-    orders = _orders(program, seeds, train.tokens.shape[0] * program.samples)
-    return _compiled(program, keep, batch, mesh)(base, train, tuple(tests), orders, inputs)
+    orders = visiting_orders(
+        sorted({member.seed for member in members}),
+        program.rounds,
+        program.training.epochs,
+        train.tokens.shape[0] * program.samples,
+    )
+    data = base, train, tuple(tests), orders
+    return _compiled(program, keep, batch, mesh)(data, seeds, inputs)
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(program: Program, keep: Callable, batch: int | None, mesh: Mesh | None) -> Callable:
     """The jitted sweep; the same one for equal arguments, so that nothing is compiled twice."""
 
-    def runs(base, train, tests, orders, inputs):
-        one = functools.partial(_run, program, base, train, tests, orders)
-        kept = lambda member: keep(one(member))
-        if batch is None:
-            return jax.vmap(kept)(inputs)
-        return jax.lax.map(kept, inputs, batch_size=batch)
+    def for_each(run, shared, rows):
+        """``run`` on every row, some side by side, split over the devices."""
 
-    if mesh is not None:
-        whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
-        runs = jax.shard_map(
-            runs,
-            mesh=mesh,
-            in_specs=(whole, whole, whole, whole, split),
-            out_specs=split,
-            check_vma=False,
-        )
+        def here(shared, rows):
+            one = functools.partial(run, *shared)
+            count = len(rows.seed)
+            if batch is None or count <= batch:
+                return jax.vmap(one)(rows)
+            size = max(n for n in range(1, batch + 1) if count % n == 0)
+            return jax.lax.map(one, rows, batch_size=size)
 
-    def whole_sweep(base, train, tests, orders, inputs):
-        return accuracies(program, base, tests), runs(base, train, tests, orders, inputs)
+        if mesh is not None:
+            whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+            here = jax.shard_map(
+                here, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False
+            )
+        return here(shared, rows)
+
+    def whole_sweep(data, seeds, members):
+        base, train, tests, orders = data
+
+        def first(base, train, orders, seed):
+            return _propose(program, base, base, train, orders, 1, seed)
+
+        def kept(*args):
+            return keep(_run(program, *args))
+
+        firsts = for_each(first, (base, train, orders), seeds)
+        return accuracies(program, base, tests), for_each(kept, (*data, firsts), members)
 
     return jax.jit(whole_sweep)
+
+
+def _propose(
+    program: Program,
+    base: PyTree,
+    current: PyTree,
+    train: Questions,
+    orders: Int[Array, "S T E N1 N"],
+    t: ArrayLike,
+    run: Seeds | Members,
+) -> _Proposal:
+    """A round from M_{t-1} up to theta_t."""
+    key = jax.random.fold_in(jax.random.key(run.seed), t)
+    drawn = answer(
+        program.model, program.language, current, train, key, program.sampling, program.samples
+    )
+    kept = select(drawn, program.deduplicate)
+    start = base if program.start_from == "base" else current
+    order = lambda epoch, count: orders[run.row, t - 1, epoch, count]
+    tuned = fit(program.model, program.training, start, train, drawn, kept, order)
+    return _Proposal(drawn._replace(kept=kept), tuned)
 
 
 def _run(
@@ -215,38 +234,41 @@ def _run(
     train: Questions,
     tests: tuple[Questions, ...],
     orders: Int[Array, "S T E N1 N"],
-    member: _Inputs,
+    firsts: _Proposal,
+    member: Members,
 ) -> Outcome:
-    """All rounds of one run."""
+    """All rounds of one run, from its seed's samples of the first and theta_1 on."""
 
-    def one_round(current, xs):
+    def one_round(carry, xs):
+        current, (drawn, tuned) = carry
         t, weight = xs
-        key = jax.random.fold_in(jax.random.key(member.seed), t)
-        drawn = answer(
-            program.model, program.language, current, train, key, program.sampling, program.samples
-        )
-        kept = select(drawn, program.deduplicate)
-        start = base if program.start_from == "base" else current
-        order = lambda epoch, count: orders[member.row, t - 1, epoch, count]
-        tuned = fit(program.model, program.training, start, train, drawn, kept, order)
         merged = merge_params(
             base if program.merge_with == "base" else current,
             tuned,
             weight=LayerWeights(layers=weight[:-1], default=weight[-1]),
             transform=drop_and_rescale(member.drop_rate),
-            key=key,
+            key=jax.random.fold_in(jax.random.key(member.seed), t),
         )
         figures = Figures(
             accuracy=accuracies(program, merged, tests),
             correct=drawn.correct.sum(),
-            kept=kept.sum(),
+            kept=drawn.kept.sum(),
             distinct=drawn.fresh.mean(),
             nats=drawn.nats.mean(),
         )
-        return merged, (figures, drawn._replace(kept=kept))
+        # The condition is the same for all members, so under `vmap` it still skips.
+        following = jax.lax.cond(
+            t < program.rounds,
+            lambda: _propose(program, base, merged, train, orders, t + 1, member),
+            lambda: _Proposal(drawn, tuned),
+        )
+        return (merged, following), (figures, drawn)
 
+    first = jax.tree.map(lambda x: x[member.row], firsts)
     rounds = jnp.arange(1, program.rounds + 1)
-    params, (figures, samples) = jax.lax.scan(one_round, base, (rounds, member.weight))
+    (params, _), (figures, samples) = jax.lax.scan(
+        one_round, (base, first), (rounds, member.weight)
+    )
     return Outcome(figures, samples, params)
 
 
@@ -258,46 +280,3 @@ def accuracies(program: Program, params: PyTree, tests: tuple[Questions, ...]) -
     graded = answer(program.model, program.language, params, asked, key, program.evaluation, 1)
     ends = np.cumsum([test.tokens.shape[0] for test in tests])[:-1]
     return jnp.stack([part.mean() for part in jnp.split(graded.correct.astype(jnp.float32), ends)])
-
-
-def _arrays(program: Program, base: PyTree, members: Sequence[Member]) -> tuple[_Inputs, list[int]]:
-    if not members:
-        raise InputError("members: none, expected at least one")
-    seeds = sorted({member.seed for member in members})
-    shape = program.rounds, num_layers(base) + 1
-    weights = []
-    for number, member in enumerate(members):
-        if not 0 <= member.drop_rate < 1:
-            raise InputError(
-                f"member {number}: drop_rate is {member.drop_rate}, expected 0 <= drop_rate < 1"
-            )
-        if not 0 <= member.seed < 2**31:
-            raise InputError(f"member {number}: seed is {member.seed}, expected 0 to 2147483647")
-        try:
-            weights.append(np.broadcast_to(np.asarray(member.weight, np.float32), shape))
-        except ValueError as error:
-            raise InputError(
-                f"member {number}: weight has shape {np.shape(member.weight)}, expected one that "
-                f"broadcasts to {shape}, rounds by layers and what is outside them"
-            ) from error
-    columns = [
-        np.stack(weights),
-        np.array([member.drop_rate for member in members], np.float32),
-        np.array([member.seed for member in members], np.int32),
-        np.array([seeds.index(member.seed) for member in members], np.int32),
-    ]
-    return _Inputs(*map(jnp.asarray, columns)), seeds
-
-
-def _orders(program: Program, seeds: Sequence[int], count: int) -> UInt[Array, "S T E N1 N"]:
-    """For each seed, round, epoch and number of sequences the order that the host visits them in.
-
-    How many are kept is known on the device alone, hence a row for every number up to ``count``.
-    """
-    epochs = program.training.epochs
-    table = np.zeros((len(seeds), program.rounds, epochs, count + 1, count), np.uint16)
-    for s, t, epoch in np.ndindex(table.shape[:3]):
-        for n in range(1, count + 1):
-            # The seed of a round's fine-tune, as in `tools.make_tools`.
-            table[s, t, epoch, n, :n] = visiting_order(seeds[s] * 1000 + t + 1, epoch, n)
-    return jnp.asarray(table)

@@ -106,7 +106,7 @@ def fit(
         if donate and config.lora is None:
             jax.tree.map(lambda x: x.delete() if isinstance(x, jax.Array) else None, params)
         progress = stack.enter_context(Progress(label, total=len(batches), unit="step"))
-        progress.update(run.step)
+        progress.skip(run.step)
         run.train(train_step, progress, should_stop)
     if config.lora is not None:
         new = merge_adapters(frozen, run.state.params, config.lora.alpha)

@@ -191,15 +191,14 @@ def test_other_members_change_nothing_and_compile_nothing(guesser, compiled):
         Member(weight=0.9, seed=5), Member(weight=[0.1, 0.2, 0.3], seed=5), Member(seed=0),
         Member(weight=0.2, seed=0),
     ]  # fmt: skip
-    inputs, seeds = module._arrays(program(model), params, [*others, MEMBERS[0]])
-    orders = module._orders(program(model), seeds, len(ASKED["train"].length) * SAMPLES)
-    swept, tests = (
-        module._compiled(program(model), everything, None, None),
-        (ASKED["test"], ASKED["other"]),
-    )
+    seeds, inputs = module.as_arrays([*others, MEMBERS[0]], ROUNDS, model.config.num_hidden_layers)
+    count = len(ASKED["train"].length) * SAMPLES
+    orders = module.visiting_orders([0, 5], ROUNDS, TRAINING.epochs, count)
+    data = params, ASKED["train"], (ASKED["test"], ASKED["other"]), orders
+    swept = module._compiled(program(model), everything, None, None)
     before = swept._cache_size()
     with jax.transfer_guard("disallow"):
-        found = jax.block_until_ready(swept(params, ASKED["train"], tests, orders, inputs))[1]
+        found = jax.block_until_ready(swept(data, seeds, inputs))[1]
     assert swept._cache_size() == before
     assert (found.samples.tokens[4] == compiled[1].samples.tokens[0]).all()
     assert (found.samples.tokens[2] != compiled[1].samples.tokens[0]).any()  # another seed

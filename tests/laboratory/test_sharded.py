@@ -15,10 +15,16 @@ from imm_jax.training.config import TrainingConfig
 
 config = dataclasses.replace(LLAMA, vocab_size=16, num_hidden_layers=1)
 params = jax.tree.map(jnp.asarray, draw(config))
+graded = []
+
 # Right is what begins with an even token, so that a random model has something to learn.
+def correct(tokens, count, answer):
+    jax.debug.callback(lambda token: graded.append(int(token)), tokens[0])
+    return tokens[0] % 2 == answer[0]
+
 even = Language(
     eos=(0,),
-    correct=lambda tokens, count, answer: tokens[0] % 2 == answer[0],
+    correct=correct,
     response=lambda tokens, count: (tokens, count))
 asked = lambda seed, n: Questions(
     jax.random.randint(jax.random.key(seed), (n, 5), 1, 16), jnp.full(n, 5), jnp.zeros((n, 1), int),
@@ -36,7 +42,11 @@ run = lambda mesh, batch=None, members=members: sweep(
     program, params, asked(1, 6), [asked(2, 32)], members,
     keep=everything, batch=batch, mesh=mesh)
 base, many = run(mesh)
+jax.effects_barrier()
+graded.clear()
 _, one = run(None, batch=4)  # one group after another
+jax.effects_barrier()
+answers["graded"] = len(graded)
 answers["devices"] = sorted(d.id for d in many.figures.kept.sharding.device_set)
 answers["samples"] = bool((many.samples.tokens == one.samples.tokens).all())
 answers["kept"] = many.figures.kept.tolist(), one.figures.kept.tolist()
@@ -58,5 +68,7 @@ def test_members_are_spread_over_devices():
     assert found["accuracy"][0] == found["accuracy"][1]
     assert found["params"] < 1e-5 < 1e-3 < found["moved"]
     assert min(map(min, found["kept"][0])) > 0
+    # The base's tests, first samples once a seed; a member's later ones, and its tests each round.
+    assert found["graded"] == 32 + 2 * 6 * 4 + 8 * (6 * 4 + 2 * 32)
     assert found["mesh"] == "6 members, expected a multiple of the 8 devices"
     assert found["batch"] == "batch: 3, expected a divisor of the 8 members of a device"
