@@ -23,6 +23,7 @@ CORPUS = (
     "Each box holds 6 eggs. Five boxes hold 5 * 6 = 30 eggs, and 30 - 4 = 26 eggs are left.",
     "Sam reads 9 pages on Monday and 13 pages on Tuesday; in total 22 pages. The answer is 22.",
 )
+TOGETHER = "rounds"  # the room whose tests share what takes long to make
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")  # ids 0 and 1
 VOCAB_SIZE = 320
 
@@ -64,20 +65,39 @@ TINY_FAMILIES = {
 
 
 def pytest_addoption(parser):
-    words = "of a test with several cases the first alone"
-    parser.addoption("--first-cases", action="store_true", help=words)
+    words = "of every file the first N tests, and of one with several cases the first alone"
+    parser.addoption("--first-tests", type=int, metavar="N", help=words)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Files with slow tests come first, so that no process is left with a long one at the end."""
+    """The longest files come first, so that no process is left with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-    if config.getoption("first_cases"):
-        cases = {}
+    items.sort(key=lambda item: (item.path.parent.name != TOGETHER, item.path not in slow))
+    first = config.getoption("first_tests")
+    if first is not None:
+        cases: dict = {}
         for item in items:
             every = item.get_closest_marker("every_case")
-            cases.setdefault((item.path, item.name if every else item.originalname), item)
-        items[:] = cases.values()
+            file = cases.setdefault(item.path, {})
+            if item.originalname in file or len(file) < first:
+                own = file.setdefault(item.originalname, [])
+                own += [item] if every or not own else []
+        items[:] = [item for file in cases.values() for own in file.values() for item in own]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``--dist loadfile`` one process takes all tests of runs, which have a run in common."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return TOGETHER if file.startswith(f"tests/{TOGETHER}/") else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.processes import start_code
+from tests.processes import PATIENCE, start_code
 
 PRELUDE = """
 import dataclasses, json, sys
@@ -52,7 +52,7 @@ def ask(code: str, *args: object, count: int = 8) -> dict:
     with TemporaryDirectory() as folder:
         log = Path(folder, "log")
         process = start_code(script, [str(arg) for arg in args], log, devices=count)
-        return json.loads(_printed(process, log, 300)[0].splitlines()[-1])
+        return json.loads(_printed(process, log)[0].splitlines()[-1])
 
 
 @contextmanager
@@ -61,26 +61,28 @@ def in_two_processes(code: str, folder: object) -> Iterator[Callable[[], list[tu
 
     What it yields waits for both, which must succeed, and gives what each printed.
     """
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
     logs = [Path(folder, f"log-{number}") for number in range(2)]
-    processes = [
-        start_code(
-            code, [str(folder), str(port), str(number)], log, devices=2, cache=f"{folder}/cache"
-        )
-        for number, log in enumerate(logs)
-    ]
-    try:
-        yield lambda: [_printed(process, log, 240) for process, log in zip(processes, logs)]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    with socket.socket() as held:
+        # Held to the end, so that nobody else is given it; the coordinator may bind it, too.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        processes = [
+            start_code(
+                code, [str(folder), str(port), str(number)], log, devices=2, cache=f"{folder}/cache"
+            )
+            for number, log in enumerate(logs)
+        ]
+        try:
+            yield lambda: [_printed(process, log) for process, log in zip(processes, logs)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
-def _printed(process: BaseProcess, log: Path, seconds: int) -> tuple[str, str]:
-    process.join(seconds)
+def _printed(process: BaseProcess, log: Path) -> tuple[str, str]:
+    process.join(PATIENCE)
     out, errors = (Path(f"{log}.{name}").read_text() for name in ("out", "err"))
     assert process.exitcode == 0, errors[-3000:]
     return out, errors

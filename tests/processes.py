@@ -15,6 +15,8 @@ import jax
 
 from imm_jax.cli import main
 
+PATIENCE = 1200  # seconds until a process is taken to hang: others at work may slow it much
+
 SERVER = multiprocessing.get_context("forkserver")
 # What is not there is left out.
 IMPORTS = "imm_jax.cli imm_jax.rounds.run matplotlib.pyplot optax orbax.checkpoint pydantic"
@@ -38,6 +40,7 @@ def _start(run: Callable, argument: object, log: Path, cache: Path | None) -> Ba
     options = {
         "jax_platforms": "cpu",
         "jax_compilation_cache_dir": cache and str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,  # JAX would not keep the small ones
         "jax_disable_most_optimizations": jax.config.read("jax_disable_most_optimizations"),
     }
     process = SERVER.Process(target=_begin, args=(run, argument, log, options), daemon=True)

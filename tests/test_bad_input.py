@@ -18,6 +18,7 @@ from imm_jax.cli import main
 from imm_jax.config import load_config, save_config
 from imm_jax.files import read_jsonl
 from tests.answering import SECONDS, results_of, run_settings, save_answering, save_gguf, snapshot
+from tests.processes import PATIENCE
 from tests.wrong_inputs import CASES, CONVERT, EVALUATE, GENERATE, MERGE, MODELS, RUN, Q, write
 
 
@@ -204,9 +205,11 @@ def test_in_a_process_of_its_own(name, place):
         before = snapshot(place) | {"out/.lock": b""}
         with open(place / "out/.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=60)
+            done = subprocess.run(
+                command, capture_output=True, text=True, cwd=place, timeout=PATIENCE
+            )
     else:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=PATIENCE)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("error: ") and says in lines[-1]

@@ -25,7 +25,7 @@ from tests.answering import (
     save_answering,
     snapshot,
 )
-from tests.processes import start_command
+from tests.processes import PATIENCE, start_command
 
 COMMANDS = ("run", "generate", "evaluate", "analyze", "merge", "convert", "plan", "report")
 SHORT = ("--max-new-tokens", "16", "--batch-size", "16")
@@ -197,11 +197,11 @@ def test_signals_stop_politely_and_the_same_command_goes_on(run_yaml, tmp_path):
         argv = ["run", str(tmp_path / "two.yaml"), "--output", str(output)]
         return start_command(argv, tmp_path / "log", cache=tmp_path / "xla")
 
-    def ended(process, seconds) -> tuple[int, str]:
-        process.join(seconds)
+    def ended(process) -> tuple[int, str]:
+        process.join(PATIENCE)
         return process.exitcode, (tmp_path / "log.err").read_text()
 
-    code, errors = ended(start(whole), 300)
+    code, errors = ended(start(whole))
     assert code == 0, errors
     for number, sign, code in (
         (signal.SIGTERM, "seed-0/round-1/shared/samples", 143),
@@ -209,17 +209,17 @@ def test_signals_stop_politely_and_the_same_command_goes_on(run_yaml, tmp_path):
         (signal.SIGTERM, "seed-0/round-1/vanilla/model", 143),
     ):
         process = start(stopped)
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + PATIENCE
         while not (stopped / sign).exists():
             assert process.is_alive() and time.monotonic() < limit
             time.sleep(0.002)
         os.kill(process.pid, number)
-        found, errors = ended(process, 60)
+        found, errors = ended(process)
         assert found == code, errors
         assert "stopping at the next step" in errors and "Traceback" not in errors
         assert errors.splitlines()[-1].endswith("the same command goes on from here")
         assert not (stopped / "model").exists()
-    code, errors = ended(start(stopped), 300)
+    code, errors = ended(start(stopped))
     assert code == 0, errors
     one, other = snapshot(whole), snapshot(stopped)
     assert one["model/model.safetensors"] == other["model/model.safetensors"]

@@ -11,6 +11,7 @@ import pytest
 from imm_jax.errors import InputError
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from tests.processes import PATIENCE
 
 pytest.importorskip("lm_eval")
 
@@ -148,7 +149,7 @@ def test_a_task_through_the_harness_command(folder, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "imm_jax.harness", "run", *argv, "--include_path", str(tmp_path),
          "--output_path", str(tmp_path / "out")],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=PATIENCE,
         env=os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

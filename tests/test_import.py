@@ -8,6 +8,7 @@ import pytest
 
 import imm_jax
 from tests.answering import ANSWER, save_answering
+from tests.processes import PATIENCE
 
 IMPORT = """
 import json, sys, time
@@ -56,7 +57,10 @@ print(sample.text, end="")
 
 def run(code: str, *args) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,6 +1,7 @@
 """Compiled rounds against the host's loop, one member against many, one device against eight."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +36,31 @@ HOST = RunConfig(
     evaluation=EvaluationConfig(max_new_tokens=NEW, batch_size=64),
     training=TRAINING,
 )
-DRAWN = {
-    "train": (draw("parity", jax.random.key(1), 10), ids_of("parity", "train", 10)),
-    "test": (draw("parity", jax.random.key(2), 12), ids_of("parity", "test", 12)),
-    "other": (draw("modular_sum", jax.random.key(3), 9), ids_of("modular_sum", "test", 9)),
+SPLITS = {
+    "train": ("parity", "train", 1, 10),
+    "test": ("parity", "test", 2, 12),
+    "other": ("modular_sum", "test", 3, 9),
 }
-ASKED = {split: questions(*drawn) for split, drawn in DRAWN.items()}
-TASKS = (
-    to_task("parity", train=DRAWN["train"], test=DRAWN["test"]),
-    to_task("modular_sum", test=DRAWN["other"]),
-)
+
+
+@cache
+def drawn(name: str):
+    """Problems and their ids; here, since a module that is only collected should not compile."""
+    kind, split, seed, count = SPLITS[name]
+    return draw(kind, jax.random.key(seed), count), ids_of(kind, split, count)
+
+
+@cache
+def asked(name: str):
+    return questions(*drawn(name))
+
+
+@cache
+def tasks():
+    return (
+        to_task("parity", train=drawn("train"), test=drawn("test")),
+        to_task("modular_sum", test=drawn("other")),
+    )
 
 
 def program(model, **changes) -> Program:
@@ -66,9 +82,9 @@ def everything(outcome):
 
 def run(guesser, members, keep=everything, mesh=None, **changes):
     model, params = guesser
-    tests = (ASKED["test"], ASKED["other"])
+    tests = (asked("test"), asked("other"))
     return sweep(
-        program(model, **changes), params, ASKED["train"], tests, members, keep=keep, mesh=mesh
+        program(model, **changes), params, asked("train"), tests, members, keep=keep, mesh=mesh
     )
 
 
@@ -84,8 +100,7 @@ def furthest(one, other) -> float:
 IMM = ArmConfig(weight=0.5, drop_rate=0.25)
 VANILLA = ArmConfig(weight=1.0, drop_rate=0.0)
 MASKED = ArmConfig(weight=(1.0, 0.0), outside=0.5, drop_rate=0.0)
-PREVIOUS = ArmConfig(weight=0.5, drop_rate=0.25, merge_with="previous")
-AFRESH = ArmConfig(weight=0.5, drop_rate=0.25, start_from="base")
+TURNED = ArmConfig(weight=0.5, drop_rate=0.25, merge_with="previous", start_from="base")
 LATE = ArmConfig(weight=0.5, schedule=(2.0, 1.0), drop_rate=0.0)
 MASK, SCHEDULE = [1, 0, 0.5], [[1], [0]]  # by layer, and last what is outside layers; by round
 MEMBERS = [
@@ -105,7 +120,7 @@ def compiled(guesser):
 def host_rounds(guesser, arm, seed, folder):
     """The host's loop: what each round sampled, kept and scored, and the last merged model."""
     model, params = guesser
-    bench = Bench(HOST, model, make_tokenizer(), TASKS, lambda: False)
+    bench = Bench(HOST, model, make_tokenizer(), tasks(), lambda: False)
     bench = dataclasses.replace(bench, prompts=check_prompts(bench))
     scores = [evaluate_tasks(bench, params, Stages(folder / "base"), "original")]
     current, seen = Later(lambda: params), []
@@ -131,8 +146,7 @@ HOSTED = {  # name: arm, number of its member, what its program has of its own
     "vanilla": (VANILLA, 1, {}),
     "masked": (MASKED, 2, {}),
     "late": (LATE, 4, {}),
-    "previous": (PREVIOUS, 0, {"merge_with": "previous"}),
-    "afresh": (AFRESH, 0, {"start_from": "base"}),
+    "turned round": (TURNED, 0, {"merge_with": "previous", "start_from": "base"}),
 }
 
 
@@ -152,7 +166,7 @@ def test_the_rounds_are_those_of_the_host(guesser, compiled, name, tmp_path):
     for t, found in enumerate(seen):
         samples = pick(outcome.samples, t)
         ids = [answer.id for answer in found["samples"]]
-        assert ids == [name for name in DRAWN["train"][1] for _ in range(SAMPLES)]
+        assert ids == [name for name in drawn("train")[1] for _ in range(SAMPLES)]
         texts = [" " + answer.text.strip() + TOKENS[0] for answer in found["samples"]]
         lengths = np.asarray(samples.length)
         spelled = ["".join(TOKENS[i] for i in row[:n]) for row, n in zip(samples.tokens, lengths)]
@@ -166,7 +180,7 @@ def test_the_rounds_are_those_of_the_host(guesser, compiled, name, tmp_path):
         assert 8 < len(kept) < sum(samples.correct.tolist())  # equal samples were dropped
     accuracies = [base_accuracy, *outcome.figures.accuracy]
     for found, score in zip(accuracies, scores, strict=True):
-        expected = [score["tasks"][task.name]["accuracy"] for task in TASKS]
+        expected = [score["tasks"][task.name]["accuracy"] for task in tasks()]
         np.testing.assert_allclose(found, expected, atol=1e-6)
     moved = furthest(params, guesser[1])
     assert moved > 2e-3 and furthest(outcome.params, params) < max(1e-5, 2e-3 * moved)
@@ -192,9 +206,9 @@ def test_other_members_change_nothing_and_compile_nothing(guesser, compiled):
         Member(weight=0.2, seed=0),
     ]  # fmt: skip
     seeds, inputs = module.as_arrays([*others, MEMBERS[0]], ROUNDS, model.config.num_hidden_layers)
-    count = len(ASKED["train"].length) * SAMPLES
+    count = len(asked("train").length) * SAMPLES
     orders = module.visiting_orders([0, 5], ROUNDS, TRAINING.epochs, count)
-    data = params, ASKED["train"], (ASKED["test"], ASKED["other"]), orders
+    data = params, asked("train"), (asked("test"), asked("other")), orders
     swept = module._compiled(program(model), everything, None, None)
     before = swept._cache_size()
     with jax.transfer_guard("disallow"):

@@ -64,7 +64,7 @@ def test_the_next_item_is_drawn_on_a_thread_while_one_is_used():
             yield number
 
     results = one_ahead(items())
-    assert next(results) == 0 and second.wait(10)
+    assert next(results) == 0 and second.wait(60)
     time.sleep(0.05)
     assert drawn == [(0, False), (1, False)]  # and no more than one
     assert list(results) == [1, 2, 3]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.processes import PATIENCE
+
 PEAK = """
 import functools, sys
 import jax, numpy as np
@@ -42,7 +44,9 @@ for transform in (merging.dare_linear(0.5), merging.ties(0.2)):
 
 def test_memory_does_not_grow_with_the_tensor():
     """128 blocks against 16. Held whole, one array would take 112 more, and there are four."""
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     for more_blocks in map(float, done.stdout.split()):
         assert more_blocks < 25

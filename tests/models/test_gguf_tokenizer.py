@@ -19,6 +19,7 @@ from tests.models.gguf_tokenizers import (
     refused,
     write,
 )
+from tests.processes import PATIENCE
 
 CONTROLS = ["<|end|>", "<|begin|>"]
 CHAT_TEMPLATE = "{% for m in messages %}<|begin|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -196,7 +197,7 @@ def test_without_torch(byte_level, tmp_path):
         "assert sys.modules['torch'] is None\n"
     )
     command = [sys.executable, "-c", script, str(byte_level()), str(tmp_path / "saved")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

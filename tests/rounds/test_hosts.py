@@ -9,7 +9,6 @@ import yaml
 
 from imm_jax.files import read_jsonl
 from imm_jax.models.load import load_model
-from imm_jax.rounds.run import run
 from tests.devices import in_two_processes
 
 pytestmark = pytest.mark.slow
@@ -50,11 +49,10 @@ code = main(["run", str(place / "run.yaml"), "--output", str(place / "out"),
 
 @pytest.fixture(scope="module")
 def runs(settings, tmp_path_factory):
-    """The folder of the two processes' run and of one process', and what each of the two did."""
+    """The folder of the two processes' run, and what each of the two did."""
     place = tmp_path_factory.mktemp("hosts")
     (place / "run.yaml").write_text(yaml.safe_dump(settings.plain))
     with in_two_processes(CODE, place) as finish:
-        run(settings(), place / "alone")
         printed = finish()
     did = [json.loads((place / f"process-{number}.json").read_text()) for number in range(2)]
     for one, (out, errors) in zip(did, printed):
@@ -74,13 +72,14 @@ def test_each_process_asks_its_share(runs):
     assert len(first[block]) == 3 and len(second[block]) == 2  # of a block of five
 
 
-def test_samples_selection_and_figures_are_the_same(runs):
-    place, _ = runs
-    names = sorted(p.relative_to(place / "alone") for p in (place / "alone").rglob("*.jsonl"))
+def test_samples_selection_and_figures_are_the_same(runs, whole):
+    """As in the run of one process, which keeps more models, but the same results."""
+    place, alone_in = runs[0], whole[0]
+    names = sorted(p.relative_to(alone_in) for p in alone_in.rglob("*.jsonl"))
     assert len([name for name in names if name.name == "selected.jsonl"]) == 3
     assert len([name for name in names if "samples" in name.parts]) == 9
     for name in names:
-        alone, together = (read_jsonl(place / folder / name) for folder in ("alone", "out"))
+        alone, together = (read_jsonl(folder / name) for folder in (alone_in, place / "out"))
         assert len(alone) == len(together) > 0
         for one, other in zip(alone, together):
             for key in one.keys() - {"logprob", "distance", "stages"}:
@@ -89,10 +88,10 @@ def test_samples_selection_and_figures_are_the_same(runs):
                 assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-4)
 
 
-def test_merged_weights_are_the_same(runs, taught):
+def test_merged_weights_are_the_same(runs, whole, taught):
     place, _ = runs
     base, alone, together = (
-        load_model(folder)[1] for folder in (taught, place / "alone/model", place / "out/model")
+        load_model(folder)[1] for folder in (taught, whole[0] / "model", place / "out/model")
     )
 
     def furthest(one, other):

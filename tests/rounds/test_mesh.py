@@ -17,8 +17,7 @@ from imm_jax.rounds.run import run
 from imm_jax.config import load_config
 from pathlib import Path
 
-config, place = sys.argv[1], Path(sys.argv[2])
-assert main(["run", config, "--output", str(place / "alone")]) == 0
+config, place, alone = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[4])
 argv = ["run", config, "--mesh", "data=2,fsdp=4", "--output", str(place / "many")]
 assert main(argv) == 0
 
@@ -32,24 +31,23 @@ except Interrupted:
 assert main(["run", config, "--output", str(place / "moved")]) == 0
 
 def texts(folder):
-    names = sorted((place / folder).rglob("samples/*.jsonl"))
-    names += sorted((place / folder).rglob("selected.jsonl"))
-    return {str(name.relative_to(place / folder)): [
+    names = sorted(folder.rglob("samples/*.jsonl")) + sorted(folder.rglob("selected.jsonl"))
+    return {str(name.relative_to(folder)): [
         (row["id"], row["sample"], row["text"]) for row in read_jsonl(name)] for name in names}
 
-base = load_model(sys.argv[3])[1]
-models = {name: load_model(place / name / "model")[1] for name in ("alone", "many", "moved")}
-answers["changed"] = furthest(models["alone"], base)
+base, expected = (load_model(folder)[1] for folder in (sys.argv[3], alone / "model"))
+models = {name: load_model(place / name / "model")[1] for name in ("many", "moved")}
+answers["changed"] = furthest(expected, base)
 for name in ("many", "moved"):
-    answers[name] = furthest(models["alone"], models[name])
-    answers[name + " samples"] = texts(name) == texts("alone")
+    answers[name] = furthest(expected, models[name])
+    answers[name + " samples"] = texts(place / name) == texts(alone)
     answers[name + " rows"] = [
         [row[key] for key in ("round", "arm", "in_domain", "out_of_domain", "kept", "distance")
          if key in row] for row in read_jsonl(place / name / "metrics.jsonl")]
 answers["rows"] = [
     [row[key] for key in ("round", "arm", "in_domain", "out_of_domain", "kept", "distance")
-     if key in row] for row in read_jsonl(place / "alone" / "metrics.jsonl")]
-answers["files"] = len(texts("alone"))
+     if key in row] for row in read_jsonl(alone / "metrics.jsonl")]
+answers["files"] = len(texts(alone))
 record = json.loads((place / "many/run.json").read_text())
 answers["record"] = record["mesh"]
 tuned = checkpoints.restore(place / "many/seed-0/round-2/imm/model", base)
@@ -58,10 +56,10 @@ answers["merged"] = furthest(tuned, models["many"])
 
 
 @pytest.fixture(scope="module")
-def found(settings, taught, tmp_path_factory):
+def found(settings, taught, whole, tmp_path_factory):
     place = tmp_path_factory.mktemp("mesh")
     (place / "run.yaml").write_text(yaml.safe_dump(settings.plain))
-    return ask(RUN, place / "run.yaml", place, taught)
+    return ask(RUN, place / "run.yaml", place, taught, whole[0])
 
 
 def test_the_samples_and_the_selection_are_the_same(found):

@@ -10,6 +10,7 @@ import pytest
 from imm_jax.tasks.answers import grade_all, is_correct
 from imm_jax.tasks.types import Example
 from imm_jax.tasks.verify import Verifier, shared_verifier
+from tests.processes import PATIENCE
 
 # A stand-in that imports nothing: it hangs, dies, says nonsense, or answers "equal texts".
 STAND_IN = """
@@ -97,17 +98,17 @@ def test_a_real_hang_counts_as_false_and_the_next_comparison_works():
         made.equivalent([("1", "1")])
         start = time.perf_counter()
         assert made.equivalent([("2", "9^{9^{9^9}}")]) == [False]
-        assert time.perf_counter() - start < 10
+        assert time.perf_counter() - start < 60  # it would be years
 
 
 def test_hangs_and_crashes_are_false_logged_and_do_not_stop_the_rest(caplog):
     pairs = [("a", "a"), ("b", "hang"), ("c", "die"), ("d", "d"), ("e", "f"), ("a", "a")]
     with (
         caplog.at_level(logging.WARNING, logger="imm_jax"),
-        stand_in(workers=2, time_limit=0.5) as made,
+        stand_in(workers=2, time_limit=3.0) as made,
     ):
         assert made.equivalent(pairs) == [True, False, False, True, False, True]
-        assert "no verdict within 0.5 s" in caplog.text and "its process died" in caplog.text
+        assert "no verdict within 3 s" in caplog.text and "its process died" in caplog.text
         assert made.equivalent([("z", "z")]) == [True]
 
 
@@ -173,7 +174,7 @@ def test_a_killed_parent_leaves_no_worker():
         "from imm_jax.tasks.verify import Verifier; import sys, time\n"
         f"made = Verifier(workers=1, command=(sys.executable, '-c', {STAND_IN!r}))\n"
         "made.equivalent([('a', 'a')])\n"
-        "print(made.workers[0].process.pid, flush=True); time.sleep(100)"
+        "print(made.workers[0].process.pid, flush=True); time.sleep(1000)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -186,7 +187,7 @@ def test_a_killed_parent_leaves_no_worker():
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(worker)

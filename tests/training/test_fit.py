@@ -1,10 +1,7 @@
 import dataclasses
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -16,6 +13,7 @@ from imm_jax.errors import InputError, Interrupted
 from imm_jax.training import fit as fit_module
 from imm_jax.training.batching import Sequence
 from imm_jax.training.fit import fit
+from tests.processes import PATIENCE, start_code
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +129,7 @@ def test_parameters_on_a_named_device_make_one_program(tiny, sequences, config):
 
 
 SCRIPT = """
-import os, sys, logging
+import sys, logging
 import numpy as np
 from imm_jax.models.config import ModelConfig
 from imm_jax.models.decoder import Decoder
@@ -141,7 +139,7 @@ from imm_jax.training.config import TrainingConfig
 from imm_jax.training.fit import fit
 import jax
 
-logging.basicConfig(level=logging.INFO, format="%(message)s")
+logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 model = Decoder(ModelConfig(
     model_type="llama", vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
     num_attention_heads=2, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True))
@@ -165,41 +163,38 @@ np.savez(sys.argv[2], *jax.tree.leaves(new), history=np.array(list(stats["histor
 @pytest.mark.slow
 def test_kill_nine_again_and_again_gives_the_same_bits(tmp_path):
     """A process killed at random moments, while saving or not, and started again until it ends."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
 
     def start(folder, out):
-        command = [sys.executable, str(script), str(folder), str(out)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        words = [str(folder), str(tmp_path / out)]
+        return start_code(SCRIPT, words, tmp_path / "log", devices=1, cache=tmp_path / "cache")
 
-    assert start("-", tmp_path / "whole.npz").wait() == 0
+    def ended(process) -> tuple[int, str]:
+        process.join(PATIENCE)
+        return process.exitcode, (tmp_path / "log.err").read_text()
+
+    code, errors = ended(start("-", "whole.npz"))
+    assert code == 0, errors
     rng, kills = np.random.default_rng(0), 0
     folder = tmp_path / "checkpoints"
     for _ in range(40):
-        process = start(folder, tmp_path / "killed.npz")
+        newest = max(folder.glob("step_*"), default=None)
+        process = start(folder, "killed.npz")
         if kills < 2:
-            newest = max(folder.glob("step_*"), default=None)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE
             # Killed only once it got further, so that the test ends.
-            while process.poll() is None and time.monotonic() < deadline:
+            while process.is_alive() and time.monotonic() < deadline:
                 if max(folder.glob("step_*"), default=None) != newest:
                     time.sleep(rng.uniform(0, 0.05))
-                    process.send_signal(signal.SIGKILL)
+                    process.kill()
                     break
                 time.sleep(0.001)
-        if process.wait() == 0:
+        code, errors = ended(process)
+        if code == 0:
             break
-        kills += process.returncode == -signal.SIGKILL
-        assert process.returncode == -signal.SIGKILL, process.stderr.read()
-    assert kills == 2 and process.returncode == 0
-    assert "going on from step" in process.stderr.read()
+        kills += 1
+        assert code == -signal.SIGKILL, errors
+    assert kills == 2 and code == 0
+    assert "going on from step" in errors
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "killed.npz") as killed:
         assert_equal(dict(whole), dict(killed))
 
