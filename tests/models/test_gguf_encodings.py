@@ -1,6 +1,7 @@
 """GGUF: every encoding against the format in float64, and real models against transformers."""
 
 import struct
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -133,6 +134,8 @@ def test_dequantisation(tmp_path, encoding):
 
 # Real models.
 
+read = cache(gguf.GGUFReader)  # the words of a vocabulary take it seconds
+
 
 @pytest.mark.slow
 def test_smollm2():
@@ -145,7 +148,7 @@ def test_smollm2():
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
     params = dict(flat(read_params(path, config)))
     assert sum(leaf.size for leaf in params.values()) == 134_515_008
-    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    stored = {tensor.name: tensor for tensor in read(path).tensors}
     q = stored["blk.7.attn_q.weight"]
     rows = np.array([ORACLES["Q4_1"][0](bytes(b)) for b in q.data.reshape(-1, 20)]).reshape(
         576, 576
@@ -179,11 +182,14 @@ HF_NAMES = {
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("source", real_models(), ids=lambda s: Path(s).stem)
-def test_weights_equal_transformers(source):
+def test_weights_equal_transformers(source, monkeypatch):
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+    # transformers reads the file again, and makes the table of names for every module.
+    monkeypatch.setattr(gguf, "GGUFReader", lambda name: read(Path(name)))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
     path = resolve(source).path
     config = read_config(path)
     theirs = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
