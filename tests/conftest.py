@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With ``--dist loadfile`` one process takes all the tests of runs, which have one in common."""
+    """With ``--dist loadfile`` one process takes all tests of runs, which share one."""
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
