@@ -1,4 +1,4 @@
-"""A whole run on 4 devices is that of one device."""
+"""A whole run on 8 devices is that of one device."""
 
 import json
 from pathlib import Path
@@ -24,14 +24,14 @@ from imm_jax.errors import Interrupted
 from imm_jax.rounds.run import run
 
 config, place = sys.argv[1], Path(sys.argv[2])
-argv = ["run", config, "--mesh", "data=2,fsdp=2", "--output", str(place / "many")]
+argv = ["run", config, "--mesh", "data=2,fsdp=4", "--output", str(place / "many")]
 assert main(argv) == 0
 
 # Cut off on the mesh in the second fine-tune.
 def cut():
     return (place / "moved/seed-0/round-2/vanilla/fit/step_00000002").exists()
 try:
-    run(load_config(config, ["mesh=data=2,fsdp=2"]), place / "moved", should_stop=cut)
+    run(load_config(config, ["mesh=data=2,fsdp=4"]), place / "moved", should_stop=cut)
 except Interrupted:
     answers["cut"] = str(sorted((place / "moved").rglob("step_*"))[-1].relative_to(place))
 """
@@ -42,7 +42,7 @@ def runs(settings, whole, tmp_path_factory):
     """The folders of both runs on the mesh, of which ``moved`` was taken up on one device."""
     place = tmp_path_factory.mktemp("mesh")
     (place / "run.yaml").write_text(yaml.safe_dump(settings.plain))
-    found = ask(RUN, place / "run.yaml", place, count=4)
+    found = ask(RUN, place / "run.yaml", place)
     assert "round-2/vanilla/fit/step_0000000" in found["cut"]
     run(settings(), place / "moved")
     return {name: place / name for name in ("many", "moved")}
@@ -87,6 +87,6 @@ def test_the_weights_and_figures_are_the_same(runs, whole, taught, name):
 
 def test_what_lies_in_the_folder_of_a_run_on_a_mesh(runs, taught):
     record = json.loads((runs["many"] / "run.json").read_text())
-    assert record["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert record["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     merged = checkpoints.restore(runs["many"] / "seed-0/round-2/imm/model", load_model(taught)[1])
     assert furthest(merged, load_model(runs["many"] / "model")[1]) == 0
