@@ -13,6 +13,7 @@ from imm_jax.models.config import ModelConfig
 from imm_jax.models.layout import param_shapes
 from tests.answering import SECONDS, SECONDS_WITH_WORK, snapshot
 from tests.compiling import memory_maps, optimisations
+from tests.processes import import_all
 
 CORPUS = (
     "Natalia sold 48 clips in April and then half as many in May. How many clips did she sell?",
@@ -196,6 +197,7 @@ def refused(place, capsys):
 
     Where it is found after some work, files may be there (``unchanged``) or words (``silent``).
     """
+    import_all()  # some seconds of a process's first mistake, which are not the mistake's
 
     def check(argv, unchanged: bool = True, silent: bool = True) -> str:
         before, start = snapshot(place), time.process_time()

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,6 +24,13 @@ SERVER = multiprocessing.get_context("forkserver")
 IMPORTS = "imm_jax.cli imm_jax.rounds.run matplotlib.pyplot optax orbax.checkpoint pydantic"
 IMPORTS += " scipy.stats transformers.modeling_utils transformers.models.auto.tokenization_auto"
 SERVER.set_forkserver_preload(IMPORTS.split())
+
+
+def import_all() -> None:
+    """Here, too, what a command may import."""
+    for name in IMPORTS.split():
+        with suppress(ImportError):
+            import_module(name)
 
 
 def start_command(argv: list[str], log: Path, cache: Path) -> BaseProcess:
