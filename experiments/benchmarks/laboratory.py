@@ -4,12 +4,13 @@
     python experiments/benchmarks/laboratory.py --parts
 
 64 runs (16 merge weights x 4 seeds) of the laboratory's questions. The compiled side does all of
-them, every time. Of the host's runs some are measured, alternating with it, and their median is
-multiplied by 64: a run costs the same whatever its weight, up to the samples it keeps. Both sides
-are warm; what compiling takes, once a process, stands apart. The host's loop is
-``rounds.round.improve`` with its own tools, all rows of a step side by side. ``parts`` says where
-the time goes: for the host a run's seconds by step (``files``: checkpoints, and all else), for the
-compiled side the seconds of a step for all runs, each step compiled alone.
+them, every time, the first round's samples and fine-tune once for each seed. Of the host's runs
+some are measured, alternating with it, and their median is multiplied by 64: a run costs the same
+whatever its weight, up to the samples it keeps. Both sides are warm; what compiling takes, once a
+process, stands apart. The host's loop is ``rounds.round.improve`` with its own tools, all rows of a
+step side by side. ``parts`` says where the time goes: for the host a run's seconds by step
+(``files``: checkpoints, and all else), for the compiled side the seconds of a step for all runs,
+each step compiled alone.
 """
 
 import argparse
@@ -111,8 +112,13 @@ def seconds_of(call) -> float:
     return time.perf_counter() - started
 
 
-def compiled_parts(program, params, runs: int, rounds: int, count: int) -> dict[str, float]:
-    """Seconds that each step takes for all runs and rounds, ``count`` side by side, alone."""
+def compiled_parts(
+    program, params, runs: int, seeds: int, rounds: int, count: int
+) -> dict[str, float]:
+    """Seconds that each step takes for all runs and rounds, ``count`` side by side, alone.
+
+    The first round samples and fits once for each seed.
+    """
     train, tests = settings.train_questions(), settings.test_questions()
     many = jax.tree.map(lambda x: jnp.tile(x[None], (count, *[1] * x.ndim)), params)
     key = jax.random.key(0)
@@ -129,7 +135,9 @@ def compiled_parts(program, params, runs: int, rounds: int, count: int) -> dict[
              "evaluate": lambda: score(many)}  # fmt: skip
     for call in steps.values():
         jax.block_until_ready(call())
-    return {name: rounds * runs / count * seconds_of(call) for name, call in steps.items()}
+    proposals = seeds + (rounds - 1) * runs
+    times = {"sample": proposals, "fit": proposals, "evaluate": rounds * runs}
+    return {name: times[name] / count * seconds_of(call) for name, call in steps.items()}
 
 
 def main() -> None:
@@ -170,7 +178,7 @@ def main() -> None:
     host, all_runs = statistics.median(runs), statistics.median(sweeps)
     inside = None
     if args.parts:
-        inside = compiled_parts(program, params, len(members), args.rounds, args.batch)
+        inside = compiled_parts(program, params, len(members), args.seeds, args.rounds, args.batch)
     report = {
         **settings.record(),
         "runs": len(members),
