@@ -30,7 +30,7 @@ OTHERS = tuple(kind for kind in KINDS if kind != PRACTISED)
 NAMES = (PRACTISED, *OTHERS)  # of the test questions, in their order
 PRETRAINING = TrainingConfig(learning_rate=3e-3, b2=0.98, remat=False, loss_chunk=4096)
 STEPS, BATCH = 1600, {PRACTISED: 2} | dict.fromkeys(OTHERS, 8)
-LEARNED, MOST_STEPS = 0.4, 4 * STEPS  # accuracy in the practised task that ends it, or what does
+LEARNED, MOST_STEPS = 0.4, 4 * STEPS  # accuracy in the practised task, or steps, that end it
 
 QUESTIONS, TESTS, OTHER_TESTS = 64, 64, 16
 ROUNDS = 8

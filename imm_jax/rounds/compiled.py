@@ -160,12 +160,8 @@ def sweep(
     each = len(members) // devices
     if batch is not None and (batch < 1 or each % batch):
         raise InputError(f"batch: {batch}, expected a divisor of the {each} members of a device")
-    orders = visiting_orders(
-        sorted({member.seed for member in members}),
-        program.rounds,
-        program.training.epochs,
-        train.tokens.shape[0] * program.samples,
-    )
+    count = train.tokens.shape[0] * program.samples
+    orders = visiting_orders(seeds.seed, program.rounds, program.training.epochs, count)
     data = base, train, tuple(tests), orders
     return _compiled(program, keep, batch, mesh)(data, seeds, inputs)
 

@@ -44,7 +44,7 @@ class Seeds(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The members; ``row`` is the place of a member's seed among the seeds.
+    """The members of a sweep.
 
     Attributes:
       weight: of each round and layer, and last of what is outside the layers.
@@ -101,12 +101,14 @@ def as_arrays(
 
 
 def visiting_orders(
-    seeds: Sequence[int], rounds: int, epochs: int, count: int
+    seeds: Int[Array, "S"], rounds: int, epochs: int, count: int
 ) -> UInt[Array, "S T E N1 N"]:
     """For each seed, round, epoch and number of sequences the order that the host visits them in.
 
-    How many are kept is known on the device alone, hence a row for every number up to ``count``.
+    Seeds that come again, so that devices have equally many, have the row of their first time. How
+    many are kept is known on the device alone, hence a row for every number up to ``count``.
     """
+    seeds = np.unique(seeds)
     table = np.zeros((len(seeds), rounds, epochs, count + 1, count), np.uint16)
     for s, t, epoch in np.ndindex(table.shape[:3]):
         for n in range(1, count + 1):

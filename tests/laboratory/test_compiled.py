@@ -100,7 +100,8 @@ def furthest(one, other) -> float:
 IMM = ArmConfig(weight=0.5, drop_rate=0.25)
 VANILLA = ArmConfig(weight=1.0, drop_rate=0.0)
 MASKED = ArmConfig(weight=(1.0, 0.0), outside=0.5, drop_rate=0.0)
-TURNED = ArmConfig(weight=0.5, drop_rate=0.25, merge_with="previous", start_from="base")
+PREVIOUS = ArmConfig(weight=0.5, drop_rate=0.25, merge_with="previous")
+AFRESH = ArmConfig(weight=0.5, drop_rate=0.25, start_from="base")
 LATE = ArmConfig(weight=0.5, schedule=(2.0, 1.0), drop_rate=0.0)
 MASK, SCHEDULE = [1, 0, 0.5], [[1], [0]]  # by layer, and last what is outside layers; by round
 MEMBERS = [
@@ -146,7 +147,8 @@ HOSTED = {  # name: arm, number of its member, what its program has of its own
     "vanilla": (VANILLA, 1, {}),
     "masked": (MASKED, 2, {}),
     "late": (LATE, 4, {}),
-    "turned round": (TURNED, 0, {"merge_with": "previous", "start_from": "base"}),
+    "previous": (PREVIOUS, 0, {"merge_with": "previous"}),
+    "afresh": (AFRESH, 0, {"start_from": "base"}),
 }
 
 
@@ -207,7 +209,7 @@ def test_other_members_change_nothing_and_compile_nothing(guesser, compiled):
     ]  # fmt: skip
     seeds, inputs = module.as_arrays([*others, MEMBERS[0]], ROUNDS, model.config.num_hidden_layers)
     count = len(asked("train").length) * SAMPLES
-    orders = module.visiting_orders([0, 5], ROUNDS, TRAINING.epochs, count)
+    orders = module.visiting_orders(seeds.seed, ROUNDS, TRAINING.epochs, count)
     data = params, asked("train"), (asked("test"), asked("other")), orders
     swept = module._compiled(program(model), everything, None, None)
     before = swept._cache_size()

@@ -202,7 +202,7 @@ def test_an_unreachable_hub_is_one_clear_line_within_seconds(monkeypatch, tmp_pa
     with pytest.raises(InputError, match=r"openai/gsm8k.*the hub cannot be reached") as caught:
         make_task("hub:gsm8k")
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 10
     assert before == (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
 
 

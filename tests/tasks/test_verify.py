@@ -98,7 +98,7 @@ def test_a_real_hang_counts_as_false_and_the_next_comparison_works():
         made.equivalent([("1", "1")])
         start = time.perf_counter()
         assert made.equivalent([("2", "9^{9^{9^9}}")]) == [False]
-        assert time.perf_counter() - start < 60  # it would be years
+        assert time.perf_counter() - start < 10
 
 
 def test_hangs_and_crashes_are_false_logged_and_do_not_stop_the_rest(caplog):
