@@ -119,7 +119,7 @@ def loss_bytes(work: Workload) -> int:
     """
     c, config = work.model, work.training
     tokens = math.prod(micro_batch(work))
-    chunk = min(config.loss_chunk or (128 if work.on_cpu else 2048), tokens)
+    chunk = min(config.loss_chunk or _logits_chunk(work), tokens)
     copies = c.tie_word_embeddings + (batch_shards(work.sizes) > 1) + 4 * (work.sizes["fsdp"] > 1)
     size = jnp.dtype(config.compute_dtype).itemsize
     head = (FLOAT32 * copies + (size if size < FLOAT32 else 0)) * c.vocab_size * c.hidden_size
@@ -184,7 +184,7 @@ def weighing_bytes(work: Workload, config: SamplingConfig) -> int:
     Keys and values of the rows that share a prompt exist a layer at a time.
     """
     rows = min(config.batch_size, OPTIONS * PREFILL_ROWS)
-    logits = FLOAT32 * min(128 if work.on_cpu else 2048, rows * TEXT_BUCKET) * work.model.vocab_size
+    logits = FLOAT32 * min(_logits_chunk(work), rows * TEXT_BUCKET) * work.model.vocab_size
     return max(_prefill_bytes(work, -(-rows // OPTIONS)), 2 * logits)
 
 
@@ -271,6 +271,11 @@ def micro_batch(work: Workload) -> tuple[int, int]:
         key=lambda width: (rows(width) * width, width),
     )
     return rows(width), width
+
+
+def _logits_chunk(work: Workload) -> int:
+    """The default of ``training.loss``, on the planned device."""
+    return 128 if work.on_cpu else 2048
 
 
 def _prefill_bytes(work: Workload, rows: int) -> int:
