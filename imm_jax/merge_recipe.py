@@ -13,7 +13,8 @@ from imm_jax.asking_prompts import Questions, make_questions, solutions
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.inputs import check_alike, open_model
 from imm_jax.models.decoder import Decoder
-from imm_jax.models.load import load_model, read_config
+from imm_jax.models.huggingface.weights import read_params
+from imm_jax.models.load import read_config
 from imm_jax.recipes import run
 from imm_jax.recipes.asking import asks
 from imm_jax.recipes.recipe import load_recipe
@@ -99,8 +100,11 @@ def _merge_asking(
     for source in part.sources:
         if should_stop():
             raise Interrupted(f"{folder}: stopped")
-        path = whole.checkpoints[source.model].folder
-        _, params[source.model] = load_model(path, dtype=jnp.float32)
+        checkpoint = whole.checkpoints[source.model]
+        params[source.model] = read_params(
+            checkpoint.folder, read_config(checkpoint.resolved), dtype=jnp.float32,
+            reader=checkpoint.reader,
+        )  # fmt: skip
     job = Job(
         model=model,
         tokenizer=tokenizer,

@@ -103,6 +103,11 @@ class AdaptedReader(TensorReader):
         """What the model's file has of a tensor."""
         return super().read(name, start, stop)
 
+    def origin(self, name: str) -> Path:
+        """The adapter's weights, of what it changes."""
+        changed = name in self.adapter.updates or name in self.adapter.replaced
+        return self.adapter.file if changed else super().origin(name)
+
     def largest(self, update: Update) -> float:
         """What no element of an update exceeds in size; NaN or infinite where a factor is."""
         a, b = (np.abs(self.adapter.reader[n].astype(np.float64)) for n in update[:2])

@@ -63,12 +63,6 @@ def plan_whole(recipe: Recipe, folder: str | os.PathLike, max_shard_bytes: float
     """
     folder = Path(folder)
     require_new(folder)
-    adapted = next((model for model in recipe.models if model.adapter is not None), None)
-    if adapted is not None:
-        raise InputError(
-            f"{recipe.path}: {recipe.merge_method} asks the models questions, expected {adapted} "
-            "as one model: imm-jax merge with passthrough adds the adapter"
-        )
     checkpoints = {model: open_checkpoint(model) for model in recipe.models}
     # The tensors are those of a mean of the same models.
     mean = dataclasses.replace(

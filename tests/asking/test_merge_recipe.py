@@ -1,11 +1,13 @@
 """Merges of recipes that ask: what is written, and that nothing is left where they are stopped."""
 
 import os
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from imm_jax import asking_methods, merge_files
 from imm_jax.asking_methods import ASKED, Found
@@ -17,6 +19,7 @@ from imm_jax.recipes import whole
 from imm_jax.recipes.run import merge_files as merge_blocks
 from tests.answering import snapshot
 from tests.conftest import TINY_FAMILIES
+from tests.recipes.adapter_files import added, save_adapter
 from tests.recipes.model_folders import assert_same, read_config, read_tensors
 from tests.recipes.test_bad_merges import FullDisk
 
@@ -50,6 +53,31 @@ def test_every_family_comes_out_as_it_went_in(
     merge_files(recipe("regmean", *names, parameters={"task": "few.jsonl"}), tmp_path / "out")
     assert_same(read_tensors(tmp_path / "out"), read_tensors(tmp_path / "two"))
     assert read_config(tmp_path / "out") == read_config(tmp_path / "two")
+
+
+def test_an_adapter_is_added_before_a_model_is_asked(recipe, models, tmp_path):
+    weights = read_tensors(models / "good")
+    updates = save_adapter(tmp_path / "adapter", weights, 1)
+    shutil.copytree(models / "good", tmp_path / "added")
+    save_file(added(weights, updates), tmp_path / "added/model.safetensors")
+    adapted = {"model": {"model": "good", "lora": str(tmp_path / "adapter")}}
+    for name, second in (("whole", str(tmp_path / "added")), ("adapted", adapted)):
+        path = recipe("regmean", "near", second, parameters={"task": "few.jsonl"})
+        merge_files(path, tmp_path / name)
+    assert_same(read_tensors(tmp_path / "adapted"), read_tensors(tmp_path / "whole"))
+
+
+def test_an_adapter_that_is_not_finite_is_named(recipe, models, tmp_path):
+    save_adapter(tmp_path / "adapter", read_tensors(models / "good"), 1)
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    factors = load_file(file)
+    next(iter(factors.values())).fill(np.nan)
+    save_file(factors, file)
+    adapted = {"model": {"model": "good", "lora": str(tmp_path / "adapter")}}
+    path = recipe("regmean", "near", adapted, parameters={"task": "few.jsonl"})
+    with pytest.raises(InputError, match=r"adapter_model.safetensors: tensor .* has NaN"):
+        merge_files(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_leaves_nothing(recipe, tmp_path, monkeypatch):

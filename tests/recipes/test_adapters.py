@@ -19,10 +19,9 @@ from imm_jax.recipes.checkpoint import open_checkpoint
 from imm_jax.recipes.names import read_model
 from imm_jax.recipes.types import Model
 from tests.recipes import tiny_llamas
+from tests.recipes.adapter_files import ALPHA, RANK, added, save_adapter
 from tests.recipes.mergekit_merges import BFLOAT16, ours, theirs
 
-RANK, ALPHA = 4, 6.0
-TARGETS = ("q_proj", "v_proj", "down_proj")
 TASK = """
 merge_method: task_arithmetic
 base_model: a
@@ -31,42 +30,6 @@ models:
   - {model: {model: a, lora: two}, parameters: {weight: -0.4}}
 """
 WHOLE = "merge_method: passthrough\nmodels: [{model: a+one}]\n"
-
-
-def save_adapter(folder: Path, weights: dict, seed: int, **settings) -> dict:
-    """Writes an adapter of ``TARGETS`` and returns its update of each tensor, in float64.
-
-    ``alpha_pattern`` is not counted in; ``own`` are tensors to save whole, by their names.
-    """
-    own, random = settings.pop("own", {}), np.random.default_rng(seed)
-    tensors, updates = {f"base_model.model.{n}": x for n, x in own.items()}, {}
-    scale = ALPHA / (np.sqrt(RANK) if settings.get("use_rslora") else RANK)
-    for name, x in weights.items():
-        module = name.removesuffix(".weight")
-        if module.rpartition(".")[2] not in TARGETS:
-            continue
-        a, b = (
-            random.standard_normal(shape).astype(np.float32) * 0.1
-            for shape in ((RANK, x.shape[1]), (x.shape[0], RANK))
-        )
-        updates[name] = scale * (b.astype(np.float64) @ a.astype(np.float64))
-        tensors[f"base_model.model.{module}.lora_A.weight"] = a
-        tensors[f"base_model.model.{module}.lora_B.weight"] = b
-    folder.mkdir(exist_ok=True)
-    config = {
-        "peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(TARGETS),
-        "bias": "none", "use_dora": False, "fan_in_fan_out": False, "init_lora_weights": True,
-        "task_type": "CAUSAL_LM",
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config | settings))
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return updates
-
-
-def added(weights: dict, updates: dict, dtype=np.float32) -> dict:
-    """W + update, rounded to float32 and to the result's type."""
-    sums = {n: np.float64(x) + updates.get(n, 0) for n, x in weights.items()}
-    return {n: x.astype(np.float32).astype(dtype) for n, x in sums.items()}
 
 
 @pytest.fixture(scope="module")
@@ -346,12 +309,6 @@ def test_a_wrong_adapter_is_one_line(place, refused, name):
     spoil(place)
     message = refused(("merge", "recipe.yaml", "out"))
     assert re.search(says, message), message
-
-
-def test_a_method_that_asks_wants_one_model(place, refused):
-    text = "merge_method: greedy_soup\nmodels: [{model: a}, {model: a+one}]\n"
-    (place / "recipe.yaml").write_text(text + 'parameters: {task: "builtin:two_step"}\n')
-    assert "expected a+one as one model" in refused(("merge", "recipe.yaml", "out"))
 
 
 def test_a_tokenizer_has_no_adapter(place, refused):

@@ -171,6 +171,10 @@ class TensorReader:
             target, at = target[count:], at + count
         return values
 
+    def origin(self, name: str) -> Path:
+        """The file to blame for a tensor's elements."""
+        return self.entries[name].file
+
     def release(self, names: Iterable[str]) -> None:
         """Gives back the memory that the pages of these tensors take; they stay readable."""
         if not hasattr(mmap, "MADV_DONTNEED"):

@@ -92,6 +92,7 @@ def read_params(
     *,
     dtype: Any = None,
     sharding: Sharding = None,
+    reader: TensorReader | None = None,
 ) -> dict[str, Any]:
     """Reads the weights in ``folder`` into the canonical tree of JAX arrays.
 
@@ -104,20 +105,21 @@ def read_params(
       config: the architecture.
       dtype: float32, bfloat16 or float16; None keeps what is stored.
       sharding: of every array, or a function from a path (``"layers/attn/q/kernel"``) to one's.
+      reader: gives other elements than the files' for the same tensors, such as with an adapter.
 
     Raises:
       InputError: a file is missing or damaged, a tensor is missing, unexpected, of the wrong shape,
         of a type that is not supported, or not finite; names the file and the tensor.
     """
     folder = Path(folder)
-    entries = find_tensors(folder)
+    reader = reader or TensorReader(find_tensors(folder))
+    entries = reader.entries
     prefixes = find_prefixes(entries)
     sources = weight_sources(config, prefixes)
     _check_names(folder, entries, sources, prefixes, config.tie_word_embeddings)
     for source in sources.values():
         for name in source.names:
             _check_entry(name, entries[name], source.shape)
-    reader = TensorReader(entries)
     if config.tie_word_embeddings:
         _check_tied(reader, sources[EMBED].names[0], head_name(prefixes))
     total = sum(entries[n].end - entries[n].begin for s in sources.values() for n in s.names)
@@ -274,9 +276,10 @@ def _read_slice(
         with np.errstate(over="ignore"):  # said below, with the tensor's name
             copy_into(target, (stored.T if source.transposed else stored)[inner])
         if not _is_finite(target):
-            entry = reader.entries[name]
-            as_read = "" if DTYPES[entry.dtype] == dtype else f" as {dtype}"
-            raise InputError(f"{entry.file}: tensor {name} has NaN or infinite values{as_read}")
+            as_read = "" if DTYPES[reader.entries[name].dtype] == dtype else f" as {dtype}"
+            raise InputError(
+                f"{reader.origin(name)}: tensor {name} has NaN or infinite values{as_read}"
+            )
     return out if stacked else out[0]
 
 
