@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from imm_jax.checkpoint_files import MANIFEST
 from imm_jax.checkpoints import orbax
 from imm_jax.errors import InputError, nearest
-from imm_jax.tree import path_str
+from imm_jax.tree import find_layers, is_stacked, path_str
 
 PyTree = Any
 
@@ -56,6 +57,8 @@ def _is_finished(folder: Path) -> bool:
 def read_params(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
     """The parameters of a model out of a tree, alone or under ``params``, as NumPy arrays.
 
+    Layers may be stacked as the model has them, or listed: ``layers/3/...``, ``layers_3/...``.
+
     Args:
       place: what :func:`find_tree` gave.
       shapes: of every parameter by its path, as the model has them.
@@ -67,11 +70,11 @@ def read_params(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             stored = checkpointer.metadata(path).item_metadata.tree
-            _check(place, _params(stored), shapes)
+            _check(place, _leaves(place, stored), shapes)
             item = {INSIDE: stored[INSIDE]} if _params(stored) is not stored else stored
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-            return _params(checkpointer.restore(path, args=wanted))
+            return _assemble(_leaves(place, checkpointer.restore(path, args=wanted)), shapes)
     except InputError:
         raise
     except Exception as error:  # of many classes: tensorstore's, json's, Orbax's own
@@ -83,11 +86,41 @@ def _params(tree: PyTree) -> PyTree:
     return tree.get(INSIDE, tree) if isinstance(tree, dict) else tree
 
 
-def _check(place: Path, stored: PyTree, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    found = {
-        path_str(path): tuple(getattr(leaf, "shape", None) or ())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(stored)
-    }
+def _leaves(place: Path, tree: PyTree) -> dict[str, Any]:
+    """Parameters by their paths, a listed layer's as ``layers/3/...``."""
+    found: dict[str, Any] = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(_params(tree)):
+        path = path_str(key_path)
+        at = find_layers(path)
+        path = path if at is None or at.number is None else at.of_layer(at.number)
+        if path in found:
+            raise InputError(f"{place}: {path} is there twice")
+        found[path] = leaf
+    return found
+
+
+def _listed(path: str, shape: tuple[int, ...]) -> list[str]:
+    """The paths of a stack's layers, where they are listed."""
+    at = find_layers(path)
+    return [at.of_layer(number) for number in range(shape[0])]
+
+
+def _assemble(leaves: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
+    """The model's tree; listed arrays are freed once they are in their stack."""
+    for path, shape in shapes.items():
+        if path not in leaves:
+            leaves[path] = np.stack([leaves.pop(one) for one in _listed(path, shape)])
+    return unflatten_dict(leaves, sep="/")
+
+
+def _check(place: Path, leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    found = {path: tuple(getattr(leaf, "shape", None) or ()) for path, leaf in leaves.items()}
+    if any(find_layers(path) and not is_stacked(path) for path in found):
+        shapes = {
+            one: shape[1:] if is_stacked(path) else shape
+            for path, shape in shapes.items()
+            for one in (_listed(path, shape) if is_stacked(path) else [path])
+        }
     for path, shape in shapes.items():
         if path not in found:
             extra = [other for other in found if other not in shapes]

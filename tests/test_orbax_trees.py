@@ -11,6 +11,7 @@ import pytest
 from imm_jax.cli import main
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
+from imm_jax.tree import unstack_layers
 from tests.recipes.model_folders import assert_same, cast, mean, read_tensors
 
 
@@ -24,6 +25,10 @@ def whole(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / "plain", tuned)
         moments = {"mu": jax.tree.map(np.zeros_like, tuned), "step": 3}
+        listed = unstack_layers(tuned)
+        numbered = {f"layers_{i}": layer for i, layer in enumerate(listed.pop("layers"))}
+        checkpointer.save(folder / "listed", unstack_layers(tuned))
+        checkpointer.save(folder / "numbered", {"params": listed | numbered})
         checkpointer.save(folder / "state", {"params": tuned, "opt_state": moments})
     with ocp.CheckpointManager(folder / "steps") as manager:
         for step in (5, 10):
@@ -34,17 +39,20 @@ def whole(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "state", "steps/10", "steps/10/default", "items/7"])
+PLACES = ["plain", "listed", "numbered", "state", "steps/10", "steps/10/default", "items/7"]
+
+
+@pytest.mark.parametrize("name", PLACES)
 def test_a_checkpoint_is_merged_into_its_base(name, place):
     assert main(["merge", "base", "--from", name, "--output", "out", "--weight", "0.25"]) == 0
     expected = cast(mean(read_tensors("base"), read_tensors("tuned"), (3, 1)))
     assert_same(read_tensors("out"), expected)
 
 
-def save(folder, change):
-    """The plain checkpoint anew, with a change of its tree."""
+def save(folder, change, name="plain"):
+    """A checkpoint anew, as ``plain``, with a change of its tree."""
     with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore((folder / "plain").absolute())
+        params = checkpointer.restore((folder / name).absolute())
         change(params)
         shutil.rmtree(folder / "plain")
         checkpointer.save((folder / "plain").absolute(), params)
@@ -63,6 +71,14 @@ def narrow(params):
     params["final_norm"]["scale"] = params["final_norm"]["scale"][1:]
 
 
+def short(params):
+    params["layers"].pop()
+
+
+def twice(params):
+    params["layers_1"] = params["layers"][1]
+
+
 def without_data(folder):
     for data in (folder / "plain").rglob("d/*"):
         data.unlink()
@@ -76,6 +92,11 @@ WRONG = {
                       "plain: final_norm/scale has shape [31], but [32] in the model"),
     "one too many": (lambda f: save(f, lambda p: p.update(head=np.ones(3))),
                      "plain: head is there, which the model does not have"),
+    "a layer too few": (lambda f: save(f, short, "listed"),
+                        "plain: layers/2/attn/k/kernel is missing, which the model has with shape "
+                        "[32, 16]"),
+    "a layer by two names": (lambda f: save(f, twice, "listed"),
+                             "plain: layers/1/attn/k/kernel is there twice"),
     "not finished": (unfinished, "plain: a checkpoint that Orbax did not finish"),
     "damaged": (without_data, "plain: Orbax cannot read it ("),
 }  # fmt: skip
