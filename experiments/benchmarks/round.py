@@ -10,10 +10,10 @@ samples and questions; the samples themselves are each side's own draw, so that 
 of about the same size: kept samples and accuracies are printed.
 
 Seconds are those of whole processes, alternating. Stages are timed inside: ``start`` is everything
-else (process, imports, loading, the last save). Ours is run with an empty compilation cache first,
-and then with the one that the first run left; what it compiles is within the stages and is named
-apart. CPU seconds stand beside, because others at work on a machine lengthen all but these. On a
-GPU each side's own allocator says what it held at most.
+else (process, imports, loading, the last save). Ours is run once more, before all others, with an
+empty compilation cache; the others find what it left. What it compiles is within the stages and is
+named apart. CPU seconds stand beside, because others at work on a machine lengthen all but these.
+On a GPU each side's own allocator says what it held at most.
 
 **Limit**: the floating-point operations that a stage of ours asks for, as the run's ``costs.json``
 counts them (``imm_jax.rounds.flops``: each prompt and each token once), over the speed of a large
@@ -139,7 +139,7 @@ def summary(runs: dict[str, list[dict]], speeds: dict[str, float]) -> dict:
     keys = [*runs["imm-jax"][0]["seconds"], "cpu_seconds"]
     flat = lambda run: run["seconds"] | {"cpu_seconds": run["cpu_seconds"]}
     first, *later = runs["imm-jax"]
-    sides = {"cold": [first], "warm": later or [first], "peer": runs["peer"]}
+    sides = {"cold": [first], "warm": later, "peer": runs["peer"]}
     median = {
         side: {key: statistics.median(flat(run)[key] for run in found) for key in keys}
         for side, found in sides.items()
@@ -208,15 +208,15 @@ def arguments() -> argparse.Namespace:
 
 
 def take_turns(args: argparse.Namespace, folder: Path) -> dict[str, list[dict]]:
-    """Runs of both sides, one after the other; our first finds no compiled programs."""
+    """Runs of both sides in turn, after one of ours that finds no compiled programs."""
     cache = folder / "xla"
     shutil.rmtree(cache, ignore_errors=True)
-    runs: dict[str, list[dict]] = {"imm-jax": [], "peer": []}
-    for _ in range(args.runs):
-        runs["imm-jax"].append(run_ours(args.device, folder, cache))
-        print("imm-jax", json.dumps(runs["imm-jax"][-1]), flush=True)
-        runs["peer"].append(run_peer(args, folder))
-        print("peer", json.dumps(runs["peer"][-1]), flush=True)
+    ours = lambda: run_ours(args.device, folder, cache)
+    sides = {"imm-jax": ours, "peer": lambda: run_peer(args, folder)}
+    runs: dict[str, list[dict]] = {side: [] for side in sides}
+    for side in ["imm-jax", *args.runs * list(sides)]:
+        runs[side].append(sides[side]())
+        print(side, json.dumps(runs[side][-1]), flush=True)
     return runs
 
 
