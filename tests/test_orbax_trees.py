@@ -93,8 +93,8 @@ WRONG = {
     "one too many": (lambda f: save(f, lambda p: p.update(head=np.ones(3))),
                      "plain: head is there, which the model does not have"),
     "a layer too few": (lambda f: save(f, short, "listed"),
-                        "plain: layers/2/attn/k/kernel is missing, which the model has with shape "
-                        "[32, 16]"),
+                        "plain: layers/2/attn_norm/scale is missing, which the model has with "
+                        "shape [32]"),
     "a layer by two names": (lambda f: save(f, twice, "listed"),
                              "plain: layers/1/attn/k/kernel is there twice"),
     "not finished": (unfinished, "plain: a checkpoint that Orbax did not finish"),
