@@ -10,7 +10,12 @@ from pathlib import Path
 
 from imm_jax.analyze_command import analyze
 from imm_jax.arguments import parse
-from imm_jax.console import Stop, logging_to_stderr, silence_closed_loops
+from imm_jax.console import (
+    Stop,
+    keep_stdout_for_results,
+    logging_to_stderr,
+    silence_closed_loops,
+)
 from imm_jax.errors import Diverged, InputError, Interrupted
 from imm_jax.evaluate_command import evaluate
 from imm_jax.inputs import (
@@ -62,19 +67,23 @@ def _refuse(message: str) -> int:
 def _run(args: argparse.Namespace) -> None:
     from imm_jax.analysis.summary import plot, table
     from imm_jax.config import load_config
-    from imm_jax.hosts import is_primary
+    from imm_jax.hosts import count, is_primary
     from imm_jax.rounds.output import CONFIG, locate
     from imm_jax.rounds.run import run
-    from imm_jax.sharding import start_hosts
+    from imm_jax.sharding import parse_mesh, start_hosts
 
     start_hosts(args.coordinator, args.processes, args.process)
+    if count() > 1:
+        keep_stdout_for_results()
     if not is_primary():
         logging.getLogger("imm_jax").setLevel(logging.WARNING)  # the primary says it for all
     path, place = locate(args.config, args.smoke)
     output = Path(args.output or place)
     name = output.resolve().name if path.name == CONFIG else path.stem
-    mesh = [f"mesh={args.mesh}"] if args.mesh else []
-    config = load_config(path, [*args.overrides, *mesh], smoke=args.smoke)
+    config = load_config(path, args.overrides, smoke=args.smoke)
+    if args.mesh is not None:
+        parse_mesh(args.mesh)
+        config = dataclasses.replace(config, mesh=args.mesh)
     profile = output / "profile" if args.profile == "" else args.profile
     with Stop() as should_stop:
         rows = run(

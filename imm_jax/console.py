@@ -33,6 +33,14 @@ class Stop:
             signal.signal(number, handler)
 
 
+def keep_stdout_for_results() -> None:
+    """What C++ libraries print goes to standard error: gloo says whom it is connected to."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(own, "w", buffering=1, encoding=sys.stdout.encoding)  # noqa: SIM115
+
+
 class _Handler(logging.StreamHandler):
     """Log lines that do not cut through a progress bar."""
 

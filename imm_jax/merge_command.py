@@ -4,8 +4,10 @@ import argparse
 import ctypes
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from imm_jax.console import Stop
 from imm_jax.errors import InputError
@@ -88,7 +90,6 @@ def _merge_pair(args: argparse.Namespace) -> None:
     if args.from_:
         tuned = _restore(args.from_, source)
         model, base = load_model(source.path)
-        _check_fits(args.from_, base, tuned)
     else:
         from imm_jax.models.sources import resolve
 
@@ -103,6 +104,8 @@ def _merge_pair(args: argparse.Namespace) -> None:
         transform=drop_and_rescale(rate) if rate else None,
         key=jax.random.key(args.seed),
     )
+    for name, dtype in _not_finite(merged):
+        raise InputError(f"merge: {name} would have values that {dtype} cannot hold")
     save_model(
         args.output,
         model,
@@ -128,21 +131,26 @@ def _restore(folder: str, source):
     from imm_jax.checkpoints import restore
     from imm_jax.models.layout import param_shapes
     from imm_jax.models.load import read_config
-    from imm_jax.orbax_trees import find_tree, read_params
+    from imm_jax.orbax_trees import find_tree, read_params, to_model
 
-    if not Path(folder).is_dir():
+    path = Path(folder)
+    if not path.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
-    place = find_tree(Path(folder))
-    if place is not None:
-        return read_params(place, param_shapes(read_config(source)))
-    tree = restore(folder)
-    return tree.get("params", tree) if isinstance(tree, dict) else tree
+    place, shapes = find_tree(path), param_shapes(read_config(source))
+    params = to_model(path, restore(path), shapes) if place is None else read_params(place, shapes)
+    for name, _ in _not_finite(params):
+        raise InputError(f"{folder}: {name} has NaN or infinite values")
+    return params
 
 
-def _check_fits(folder: str, base, tuned) -> None:
-    from imm_jax.merging.layout import match
+def _not_finite(params) -> Iterator[tuple[str, Any]]:
+    """The path and type of each array with NaN or infinite values."""
+    import jax
+    import numpy as np
 
-    try:
-        match(base, tuned)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
+    from imm_jax.recipes.finite import is_finite
+    from imm_jax.tree import path_str
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not is_finite(np.asarray(leaf).reshape(-1)):
+            yield path_str(path), leaf.dtype

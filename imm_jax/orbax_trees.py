@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -74,12 +75,27 @@ def read_params(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
             item = {INSIDE: stored[INSIDE]} if _params(stored) is not stored else stored
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             wanted = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
-            return _assemble(_leaves(place, checkpointer.restore(path, args=wanted)), shapes)
+            return to_model(place, checkpointer.restore(path, args=wanted), shapes)
     except InputError:
         raise
     except Exception as error:  # of many classes: tensorstore's, json's, Orbax's own
         reason = (str(error) or repr(error)).splitlines()[0]
         raise InputError(f"{place}: Orbax cannot read it ({reason:.200})") from error
+
+
+def to_model(place: Path, tree: PyTree, shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
+    """The parameters of a model out of arrays as a checkpoint has them.
+
+    Args, and what is raised, are those of :func:`read_params`. Listed arrays are freed once they
+    are in their stack, where the caller does not hold them.
+    """
+    leaves = _leaves(place, tree)
+    del tree
+    _check(place, leaves, shapes)
+    for path, shape in shapes.items():
+        if path not in leaves:
+            leaves[path] = np.stack([leaves.pop(one) for one in _listed(path, shape)])
+    return unflatten_dict(leaves, sep="/")
 
 
 def _params(tree: PyTree) -> PyTree:
@@ -105,14 +121,6 @@ def _listed(path: str, shape: tuple[int, ...]) -> list[str]:
     return [at.of_layer(number) for number in range(shape[0])]
 
 
-def _assemble(leaves: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> PyTree:
-    """The model's tree; listed arrays are freed once they are in their stack."""
-    for path, shape in shapes.items():
-        if path not in leaves:
-            leaves[path] = np.stack([leaves.pop(one) for one in _listed(path, shape)])
-    return unflatten_dict(leaves, sep="/")
-
-
 def _check(place: Path, leaves: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     found = {path: tuple(getattr(leaf, "shape", None) or ()) for path, leaf in leaves.items()}
     if any(find_layers(path) and not is_stacked(path) for path in found):
@@ -132,6 +140,8 @@ def _check(place: Path, leaves: Mapping[str, Any], shapes: Mapping[str, tuple[in
             raise InputError(
                 f"{place}: {path} has shape {list(found[path])}, but {list(shape)} in the model"
             )
+        if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
+            raise InputError(f"{place}: {path} is {leaves[path].dtype}, expected floating numbers")
     extra = next((path for path in found if path not in shapes), None)
     if extra is not None:
         raise InputError(f"{place}: {extra} is there, which the model does not have")

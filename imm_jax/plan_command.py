@@ -51,6 +51,7 @@ def _workload(args: argparse.Namespace):
     from imm_jax.sharding import parse_mesh
 
     config = _settings(args)
+    mesh = (config.mesh or "data=1") if args.mesh is None else args.mesh
     source = args.model or config.model
     own_revision = None if args.model else config.revision
     resolved = resolve(source, revision=own_revision, weights=False)
@@ -62,7 +63,7 @@ def _workload(args: argparse.Namespace):
     judges, counted = _judge_prompts(config, prompt, context, resolved)
     work = Workload(
         model=architecture,
-        sizes=parse_mesh(args.mesh or config.mesh or "data=1"),
+        sizes=parse_mesh(mesh),
         weights=jnp.dtype(config.dtype).itemsize,
         sampling=config.sampling,
         evaluation=config.evaluation,

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from imm_jax import checkpoints
 from imm_jax.cli import main
 from imm_jax.models.decoder import Decoder
 from imm_jax.models.huggingface.saving import save_model
@@ -28,6 +29,8 @@ def whole(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
         listed = unstack_layers(tuned)
         numbered = {f"layers_{i}": layer for i, layer in enumerate(listed.pop("layers"))}
         checkpointer.save(folder / "listed", unstack_layers(tuned))
+        checkpoints.save(folder / "own", tuned)
+        checkpoints.save(folder / "own-listed", {"params": unstack_layers(tuned)})
         checkpointer.save(folder / "numbered", {"params": listed | numbered})
         checkpointer.save(folder / "state", {"params": tuned, "opt_state": moments})
     with ocp.CheckpointManager(folder / "steps") as manager:
@@ -39,7 +42,10 @@ def whole(tmp_path_factory, tiny_config, random_params, tiny_tokenizer):
     return folder
 
 
-PLACES = ["plain", "listed", "numbered", "state", "steps/10", "steps/10/default", "items/7"]
+PLACES = [
+    "plain", "listed", "numbered", "own", "own-listed", "state", "steps/10", "steps/10/default",
+    "items/7",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -79,6 +85,22 @@ def twice(params):
     params["layers_1"] = params["layers"][1]
 
 
+def not_a_number(params):
+    params["layers"]["mlp"]["up"]["kernel"][1, 0, 0] = np.nan
+
+
+def whole_numbers(params):
+    params["final_norm"]["scale"] = np.ones(32, np.int32)
+
+
+def infinite(folder):
+    params = checkpoints.restore(folder / "own")
+    params["embed"]["embedding"][-1, -1] = -np.inf
+    checkpoints.save(folder / "plain-own", params)
+    shutil.rmtree(folder / "plain")
+    (folder / "plain-own").rename(folder / "plain")
+
+
 def without_data(folder):
     for data in (folder / "plain").rglob("d/*"):
         data.unlink()
@@ -97,6 +119,11 @@ WRONG = {
                         "shape [32]"),
     "a layer by two names": (lambda f: save(f, twice, "listed"),
                              "plain: layers/1/attn/k/kernel is there twice"),
+    "NaN": (lambda f: save(f, not_a_number),
+            "plain: layers/mlp/up/kernel has NaN or infinite values"),
+    "infinity in one of ours": (infinite, "plain: embed/embedding has NaN or infinite values"),
+    "whole numbers": (lambda f: save(f, whole_numbers),
+                      "plain: final_norm/scale is int32, expected floating numbers"),
     "not finished": (unfinished, "plain: a checkpoint that Orbax did not finish"),
     "damaged": (without_data, "plain: Orbax cannot read it ("),
 }  # fmt: skip
@@ -112,3 +139,11 @@ def test_what_does_not_fit_is_one_line(name, place, refused):
 def test_a_step_must_be_named(place, refused):
     says = refused(("merge", "base", "--from", "steps", "--output", "out"))
     assert says == "steps: holds the steps 5, 10, expected one such as steps/10"
+
+
+def test_a_merge_too_large_for_its_type_is_not_written(place, refused, capsys):
+    assert main(["convert", "base", "half", "--dtype", "float16"]) == 0
+    capsys.readouterr()
+    for tuned in (("tuned",), ("--from", "plain")):
+        says = refused(("merge", "half", *tuned, "--output", "out", "--weight", "1e6"))
+        assert says == "merge: embed/embedding would have values that float16 cannot hold"

@@ -4,10 +4,20 @@ Both work on one sample, ``tokens [R]`` of which the first ``count`` were drawn.
 before the first of ``ENDS``.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from imm_jax.laboratory.vocabulary import BLANK, END, ENDS, MARKER, NEWLINE, SPACE, WORD
+from imm_jax.laboratory.vocabulary import (
+    ANSWER,
+    BLANK,
+    END,
+    ENDS,
+    MARKER,
+    NEWLINE,
+    SPACE,
+    WORD,
+)
 from imm_jax.rounds.compiled import Language
 
 
@@ -22,17 +32,20 @@ def correct(
 ) -> Bool[Array, ""]:
     """Whether the first statement of an answer is ``answer_A`` (-1 after its last token).
 
-    The marker counts where a word ends after it. What is compared is the first line that follows
-    with anything on it, without the blanks around it: the rule ``first`` of the answer type
-    ``exact``.
+    The marker counts where a word ends after it; where none does, ``Answer:`` at the beginning of a
+    line. What is compared is the first line that follows with anything on it, without the blanks
+    around it: the rule ``first`` of the answer type ``exact``.
     """
     size, at = tokens_R.size, jnp.arange(tokens_R.size)
     length = said(tokens_R, count)
     inside = at < length
     word = jnp.asarray(WORD)[tokens_R] & inside
-    marked = (tokens_R == MARKER) & inside & ~jnp.append(word[1:], False)
-    marker = _first(marked, size)
     solid = inside & ~jnp.asarray(BLANK)[tokens_R]
+    marked = (tokens_R == MARKER) & inside & ~jnp.append(word[1:], False)
+    solid_before = jnp.append(-1, jax.lax.cummax(jnp.where(solid, at, -1))[:-1])
+    line = jax.lax.cummax(jnp.where(tokens_R == NEWLINE, at, -1))
+    headed = (tokens_R == ANSWER) & inside & (solid_before <= line)
+    marker = _first(jnp.where(jnp.any(marked), marked, headed), size)
     start = _first(solid & (at > marker), size)
     stop = jnp.minimum(_first((tokens_R == NEWLINE) & (at > start), size), length)
     last = jnp.max(jnp.where(solid & (at < stop), at, -1))

@@ -18,9 +18,9 @@ TOKENIZER = make_tokenizer()
 CORRECT, RESPONSE = jax.jit(correct), jax.jit(response)
 # Mostly what an answer is made of, so that right ones come up.
 PIECES = st.one_of(
-    st.sampled_from([";The answer is", " ", "\n", "4", "6", "46", " 46", "<|end|>"]),
+    st.sampled_from([";The answer is", " ", "\n", "4", "6", "46", " 46", "<|end|>", "Answer:"]),
     st.sampled_from(TOKENS),
-    st.just(";The answer is 46"),
+    st.sampled_from([";The answer is 46", "\nAnswer:46", "Answer:\n 46"]),
 )
 
 
@@ -42,6 +42,13 @@ def as_text(tokens: list[int]) -> str:
 @example([";The answer is", "Question:", "4", "6"])
 @example([";The answer is", "\n", " ", "4", "6", " ", "\n", "5"])
 @example([";The answer is", "Answer:", ";The answer is 46"])
+@example(["Answer:", "46"])
+@example(["5", "\n", " ", "Answer:", "\n", "46", "\n", "5"])
+@example(["5", "Answer:", "46"])
+@example([" ", "Answer:", "Answer:", "46"])
+@example(["Answer:", "46", "\n", ";The answer is", "5"])
+@example(["Answer:", "46", ";The answer is", "4"])
+@example(["Question:", "Answer:", "46"])
 @example([" ", " ", "46", "\n"])
 @example([" "])
 def test_the_grade_and_the_training_text_are_those_of_the_host(pieces):
