@@ -242,7 +242,7 @@ TASKS = {
     "NaN": case(RUN, "train.jsonl:1: not valid JSON", "NaN", spoil=write("train.jsonl", '{"question": "What?", "answer": NaN}')),
     "id twice": case(RUN, "train.jsonl:3: the id 'a' was used before, at ", "train.jsonl:1", spoil=write("train.jsonl", rows(SAME_ID, GOOD_ROW, SAME_ID))),
     "task not UTF-8": case(RUN, "train.jsonl:1: not UTF-8", spoil=write("train.jsonl", b'{"question": "\xe9", "answer": 7}')),
-    "no train split": override("data.in_domain=test.jsonl", "data.in_domain: test.jsonl has no training questions"),
+    "no train split": override("data.in_domain=test.jsonl", "error: test.jsonl: no training questions, expected some in the task that is first, in domain (two files: jsonl:train=FILE,test=FILE)"),
     "no test split": override("data.out_of_domain=['jsonl:train=train.jsonl']", "no test questions"),
     "one name twice": override("data.out_of_domain=[test.jsonl]", "two tasks are named test"),
     "unknown option of a task": override("data.out_of_domain=['jsonl:test.jsonl,nme=x']", "unknown option 'nme' (did you mean 'name'?)"),

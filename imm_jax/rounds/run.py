@@ -147,7 +147,10 @@ def load_tasks(config: RunConfig) -> tuple[Task, ...]:
         for spec in (data.in_domain, *expand(data.out_of_domain))
     ]
     if not tasks[0].train:
-        raise InputError(f"data.in_domain: {data.in_domain} has no training questions")
+        raise InputError(
+            f"{data.in_domain}: no training questions, expected some in the task that is first, in "
+            "domain (two files: jsonl:train=FILE,test=FILE)"
+        )
     for number, task in enumerate(tasks):
         if not task.test:
             raise InputError(f"data: task {task.name} has no test questions")

@@ -20,7 +20,8 @@ class NothingKept(InputError):
     def __init__(self, found: str):
         super().__init__(
             f"select: {found}, so there is nothing to train on; expected at least one (more "
-            "questions, more samples, an easier task, or a longer sampling.max_new_tokens)"
+            "questions, more samples, an easier task, a longer sampling.max_new_tokens, or where "
+            "shares are asked for a lower select.min_share)"
         )
         self.found = found
 
