@@ -13,7 +13,7 @@ from imm_jax.asking_prompts import Questions, make_questions, solutions
 from imm_jax.errors import InputError, Interrupted
 from imm_jax.inputs import check_alike, open_model
 from imm_jax.models.decoder import Decoder
-from imm_jax.models.huggingface.weights import read_params
+from imm_jax.models.huggingface import weights as huggingface
 from imm_jax.models.load import read_config
 from imm_jax.recipes import run
 from imm_jax.recipes.asking import asks
@@ -101,7 +101,7 @@ def _merge_asking(
         if should_stop():
             raise Interrupted(f"{folder}: stopped")
         checkpoint = whole.checkpoints[source.model]
-        params[source.model] = read_params(
+        params[source.model] = huggingface.read_params(
             checkpoint.folder, read_config(checkpoint.resolved), dtype=jnp.float32,
             reader=checkpoint.reader,
         )  # fmt: skip
