@@ -54,6 +54,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def _boxed(text: str, place: int) -> str | None:
+    if "box" not in text:
+        return None
     found = list(BOXED.finditer(text)) or list(FBOX.finditer(text))
     if not found:
         return None

@@ -31,7 +31,9 @@ SUFFIX = re.compile(r"[0-9][kKM](?![A-Za-z0-9])")
 SUFFIXES = {
     re.compile(r"(?<![^\s$€£(*:=])([0-9][0-9.,]{0,19})k(?![A-Za-z0-9])"): "thousand",
     re.compile(r"([$€£] ?[0-9.,]{0,19}[0-9])K(?![A-Za-z0-9])"): "thousand",
-    re.compile(r"(?<![^\s$€£(*:=])([0-9][0-9.,]{0,19})M(?![A-Za-z0-9])"): "million",
+    re.compile(
+        r"(?<![^\s$€£(*:=])([0-9][0-9.,]{0,19})M(?![A-Za-z0-9]| ?[-+*/^] ?[A-Za-z])"
+    ): "million",
 }
 VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # ½ and the like
 SPACED_FRACTION = re.compile(f" ?({VULGAR_FRACTION.pattern})")

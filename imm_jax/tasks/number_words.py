@@ -38,6 +38,12 @@ NO_ANSWERS = re.compile(
 )
 
 FIGURES = re.compile(r"([-−$]*[0-9][0-9.,/]*)((?: [A-Za-z]{3,}){1,3})")  # "cm" may be c times m
+# How an amount begins: a look at it costs less than to read it.
+AMOUNT = re.compile(
+    rf"[*_]*(?:[-−$]*[0-9][0-9.,/]* [A-Za-z]{{3}}"
+    rf"|(?:minus|negative|half|an? [a-z]+|{'|'.join(ONES)})\b)",
+    re.IGNORECASE,
+)
 LONGEST_AMOUNT = 60  # characters
 MATHEMATICS = re.compile(r" (?:sqrt|roots?|log|exp|sin|cos|tan|mod|squared|cubed|factorial)\b")
 
@@ -47,7 +53,7 @@ def amount(text: str) -> str | None:
 
     ``no roots`` may answer whether there are any, and ``6 sqrt`` is no unit.
     """
-    if len(text) > LONGEST_AMOUNT:
+    if len(text) > LONGEST_AMOUNT or not AMOUNT.match(text):
         return None
     said = text.translate(EMPHASIS).strip(WRAPPERS.replace("$", ""))
     if found := FIGURES.fullmatch(said):

@@ -47,6 +47,7 @@ NAMED = (
 # "B. blue ball": a letter with its option's own text.
 LETTERED = re.compile(r"[ \t*_]*(?:[Oo]ption )?([A-Za-z])[ *]?[.):][ *]*(\S.*)")
 FIGURE = re.compile("[0-9]")
+IS_EQUAL = re.compile(" ?=")  # "9 = (3/4) * x" says 9
 OPTION_END = re.compile(r"[.!?:)\]]*(?:\s|$)")  # canonical text ends without these
 
 
@@ -113,7 +114,8 @@ def _confirmed(line: str, said: str, text: str, options: dict[str, str]) -> str 
     if FIGURE.search(said, len(text)) and canonical_number(text) is not None:
         stated = stated_number(line)
         if stated is None or number_text(stated) != canonical_number(text):
-            return _letter_of_number(stated, options)
+            result = _letter_of_number(stated, options)
+            return result or (options[text] if IS_EQUAL.match(said, len(text)) else None)
     rest = said[OPTION_END.match(said, len(text)).end() :]
     joint = OR_TEXT.match(rest)
     for other in options if joint else ():

@@ -117,6 +117,8 @@ def test_find_numbers(text, expected):
         ("2MB", "2MB"),
         ("D/(2-3M)", "D/(2-3M)"),
         ("A4k", "A4k"),
+        ("2M + N", "2M + N"),
+        ("2M + 3M", "2 million + 3 million"),
     ],
 )
 def test_thousands_and_millions_in_full(text, expected):

@@ -51,6 +51,7 @@ NAMED = [
     ("first", "The answer is 5, which is 10 less than 15.", SUMS, "A"),
     ("first", "The answer is 5 of the 10.", SUMS, "A"),
     ("first", "The answer is 5 or 10.", SUMS, None),
+    ("first", "The answer is 15 = (3/4) * x.", SUMS, "C"),
     # Nothing marks an answer: a letter with its own text, or one that is chosen.
     ("any", "B. the plum", FRUITS, "B"),
     ("any", "B) plum", FRUITS, "B"),
