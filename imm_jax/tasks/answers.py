@@ -243,9 +243,11 @@ def _last_line(canonical: Callable[[str], str]):
 
 
 def _math(tail: str, _choices) -> str | None:
+    if said := first_boxed(tail) or displayed(tail):
+        return said.strip(" $*") or None
     line = _line(tail)
-    said = first_boxed(tail) or displayed(tail) or next(iter(formulas(line)), None)
-    return (said or amount(line) or line).strip(" $*") or None
+    said = next(iter(formulas(line)), None) or amount(line) or line
+    return said.strip(" $*") or None
 
 
 def _last_math(tail: str, _choices) -> str | None:

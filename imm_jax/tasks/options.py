@@ -32,7 +32,7 @@ OR_LETTER = re.compile(
 )
 OR_TEXT = re.compile(r"(?:(or)|and|/|&) (?:(?:an?|the) )?")
 ALONE = re.compile(r"\W*(?:(?:option|choice|letter)\s+)?([A-Za-z])\W*", re.IGNORECASE)
-# What names an option where nothing marks an answer; the second only without the first.
+# What names an option where nothing marks an answer; each only without those before it.
 NAMED = (
     re.compile(r"\(([A-Z])\)"),
     re.compile(r"\b([A-Z])\)? is (?:the )?(?:correct|right|best)\b"),
