@@ -9,15 +9,23 @@ from collections.abc import Callable, Sequence
 from imm_jax.errors import InputError, nearest
 from imm_jax.tasks import verify
 from imm_jax.tasks.equations import stated_number
-from imm_jax.tasks.latex import displayed, formulas, last_boxed, untexted
+from imm_jax.tasks.latex import (
+    displayed,
+    first_boxed,
+    formulas,
+    in_latex,
+    last_boxed,
+    untexted,
+)
 from imm_jax.tasks.normalize import (
     canonical_exact,
     canonical_number,
     canonical_text,
     find_numbers,
+    in_full,
     number_text,
 )
-from imm_jax.tasks.number_words import number_in_words
+from imm_jax.tasks.number_words import amount, number_in_words
 from imm_jax.tasks.options import last_option, named_option
 from imm_jax.tasks.types import Example, Grade, Task, check_answer_type
 
@@ -41,6 +49,14 @@ SENTENCE_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?](?=\s+[^\s0-9]|\s*$)"
 )
 WORDS_END = re.compile(r"[.!?;](?:\s|$)")  # of an answer in words: "twelve. 5 are red"
+# "- 6 apples" on a line of its own, or "– 6 apples" behind the marker. A hyphen on the marker's
+# line stays a sign, for models also write -6 as "- 6".
+BULLET = re.compile(r"[\s:*_]*(?:\n[ \t]*[-+*•–—]|[–—])[ \t]+(?=\S)")
+BULLETS = re.compile(r"\n[ \t]*[-–—][ \t]+(?=[^\s-])")
+FIRST_ITEM = re.compile(r"[\s:*_]*\n[ \t]*1[.)][ \t]+(?=[$€£*-]{0,3}[0-9])")  # "1. 6 apples"
+NOT_BUT = re.compile(
+    r"[\s:*_]*not\b(?:[^.\n]|\.(?=[0-9])){1,60}?\bbut\b(?: rather)?", re.IGNORECASE
+)
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # as reasoning-gym's own prompts ask
 
 
@@ -76,11 +92,10 @@ def extract(
         return read(apart, choices)
     if markers:
         tail = response[markers[-1 if rule == "last" else 0].end() :]
-        if answer_type != "number":
-            return read(tail, choices)
         if rule == "last":
-            return _last_number(tail, choices)
-        return read(tail, choices) or _later_number(response, markers)
+            return LAST_READERS.get(answer_type, read)(tail, choices)
+        answer = read(tail, choices)
+        return answer or (_later_number(response, markers) if answer_type == "number" else None)
     if answer_type == "math":
         return last_boxed(response) or (fallback(response, choices) if rule == "any" else None)
     return fallback(response, choices) if rule == "any" else None
@@ -132,7 +147,10 @@ def grade_all(
             verifier = verifier or verify.shared_verifier(answer_type)
             gold = [example.answer if answer_type == "math" else example.check
                     for example, _ in pairs]  # fmt: skip
-            verdicts = verifier.equivalent([(gold[index], answers[index]) for index in open_cases])
+            write = in_latex if answer_type == "math" else str
+            verdicts = verifier.equivalent(
+                [(write(gold[index]), write(answers[index])) for index in open_cases]
+            )
             for index, verdict in zip(open_cases, verdicts):
                 right[index] = verdict
     return [Grade(answer=answer, correct=correct) for answer, correct in zip(answers, right)]
@@ -141,16 +159,16 @@ def grade_all(
 def matches(answer_type: str, answer: str, gold: str) -> bool:
     """Whether an extracted answer equals the gold one by rules alone (no math-verify)."""
     if answer_type == "exact":
-        return answer == canonical_exact(gold)
+        return answer == _canonical_exact(gold)
     if answer_type == "choice":
         return answer == gold
     if answer_type == "reasoning_gym":
         return False  # only its scorer knows
     if answer_type == "text":
-        gold = canonical_text(gold)
+        gold = _canonical_text(gold)
         # "yes, it is still heads up" answers a yes-or-no question.
         return (answer.split(" ")[0] if gold in ("yes", "no") else answer) == gold
-    number = canonical_number(gold)
+    number = canonical_number(gold) or (amount(untexted(gold)) if answer_type == "math" else None)
     if number is not None and number == canonical_number(answer):
         return True
     return answer_type == "math" and "".join(answer.split()) == "".join(gold.split())
@@ -158,6 +176,7 @@ def matches(answer_type: str, answer: str, gold: str) -> bool:
 
 def _first_number(tail: str, _choices) -> str | None:
     """The number after the marker, in words or figures; of "12 + 5 = 17", the 17."""
+    tail = in_full(_behind(tail, BULLET, FIRST_ITEM, NOT_BUT))
     number = number_in_words(WORDS_END.split(untexted(_line(tail)), maxsplit=1)[0])
     if number is None:
         number = stated_number(tail)
@@ -172,12 +191,21 @@ def _later_number(response: str, markers: Sequence[re.Match]) -> str | None:
 
 
 def _last_number(text: str, _choices) -> str | None:
-    numbers = find_numbers(text)
+    numbers = find_numbers(in_full(BULLETS.sub("\n", _behind(text, BULLET))))
     return number_text(numbers[-1]) if numbers else None
 
 
+def _behind(tail: str, *beginnings: re.Pattern) -> str:
+    """``tail`` without these beginnings, in order, where it has them."""
+    for beginning in beginnings:
+        if found := beginning.match(tail):
+            tail = tail[found.end() :]
+    return tail
+
+
 def _line(tail: str) -> str:
-    """The first sentence of the first line that is not empty."""
+    """The first sentence of the first line that is not empty, without a bullet."""
+    tail = _behind(tail, BULLET)
     line = next((line for line in tail.split("\n") if line.strip(" *_:")), "").strip(" :")
     end = SENTENCE_END.search(line)
     return line[: end.start()] if end else line
@@ -185,15 +213,25 @@ def _line(tail: str) -> str:
 
 def _choice(tail: str, choices: Sequence[str] | None) -> str | None:
     line = _line(displayed(tail) or tail)
-    return named_option(untexted(last_boxed(line) or line), choices)
+    return named_option(untexted(first_boxed(line) or line), choices)
 
 
-def _text(tail: str, _choices) -> str | None:
-    return canonical_text(_line(tail)) or None
+def _canonical_text(text: str) -> str:
+    return canonical_text(untexted(text))
 
 
-def _exact(tail: str, _choices) -> str | None:
-    return canonical_exact(_line(tail)) or None
+def _canonical_exact(text: str) -> str:
+    return canonical_exact(untexted(text))
+
+
+def _in_words(canonical: Callable[[str], str]):
+    """Of a line, or of the first box in it."""
+
+    def read(tail: str, _choices) -> str | None:
+        boxed = "box" in tail and first_boxed(_line(displayed(tail) or tail))
+        return canonical(boxed or _line(tail)) or None
+
+    return read
 
 
 def _last_line(canonical: Callable[[str], str]):
@@ -205,9 +243,15 @@ def _last_line(canonical: Callable[[str], str]):
 
 
 def _math(tail: str, _choices) -> str | None:
+    if said := first_boxed(tail) or displayed(tail):
+        return said.strip(" $*") or None
     line = _line(tail)
-    said = last_boxed(tail) or displayed(tail) or next(iter(formulas(line)), line)
+    said = next(iter(formulas(line)), None) or amount(line) or line
     return said.strip(" $*") or None
+
+
+def _last_math(tail: str, _choices) -> str | None:
+    return last_boxed(tail) or _math(tail, None)
 
 
 def _last_formula(text: str, _choices) -> str | None:
@@ -226,6 +270,7 @@ READERS = {
     "number": (_first_number, _last_number),
     "choice": (_choice, last_option),
     "math": (_math, _last_formula),
-    "text": (_text, _last_line(canonical_text)),
-    "exact": (_exact, _last_line(canonical_exact)),
+    "text": (_in_words(_canonical_text), _last_line(_canonical_text)),
+    "exact": (_in_words(_canonical_exact), _last_line(_canonical_exact)),
 }
+LAST_READERS = {"number": _last_number, "math": _last_math}  # of the rule "last"

@@ -19,7 +19,10 @@ UNIT = re.compile(
 # All up to the result: "total = 3 * 5 = 15" from its last "=". Possessive, so that it stays linear.
 EQUATION = re.compile(r"[^0-9=]*+(?:[^A-Za-z<>=]*=)+")
 # "25% of 80, which is 20": what says that a result follows, and what makes it no result.
-WHICH_IS = re.compile(r"\bwhich (?:is(?: equal to)?|equals|gives|makes)(?=\s+[-$(]{0,2}[0-9])")
+WHICH_IS = re.compile(
+    r"(?:\b(?:which )?(?:is(?: equal to)?|equals|gives|makes)|[,(] ?(?:or|i\.e\.,?)|≈|\\approx)"
+    r"(?: about| approximately)?(?=\s*[-$(]{0,2}[0-9])"
+)
 COMPARED = re.compile(
     r"%?(?:\s+[A-Za-z]+)?\s+(?:more|less|fewer|greater|larger|bigger|smaller|higher|lower|above|"
     r"below|over|under|times|percent|of|than)\b|%?\s*[*]\s*(?![\s$(0-9])"
@@ -31,8 +34,13 @@ SHARE_OF = re.compile(
     rf"[^0-9]*?\b(?:{SHARE}(?:{OF}){{1,4}}|twice(?:{OF}){{0,4}})\s*(?=[0-9])", re.IGNORECASE
 )
 RESULT = re.compile(
-    r"(?:\b(?:is|equals|gives|makes)\b(?:\s+equal to\b)?|[,(]\s*or\b|=)(?=[\s(*-]*[0-9])"
+    r"(?:\b(?:is|equals|gives|makes)\b(?:\s+equal to\b)?|[,(]\s*or\b|=|:(?=\s))(?=[\s(*-]*[0-9])"
 )
+# "16 - 7 = 9 eggs, so 9 * 2 = 18": what joins a step to the next, and how many are followed.
+NEXT_STEP = re.compile(
+    rf"(?:\s+{WORD}){{0,3}}+[\s,*)]*+(?:so|then|and(?: then)?|thus|hence|therefore)\b"
+)
+STEPS = 4
 OPERATED = re.compile(r"[-+*/×÷]\s*[$(]?[0-9]")
 SUM = re.compile(r"[^0-9=]*+[^A-Za-z<>=]*")  # no words behind its first number
 LATEX = re.compile(r"\\boxed\b|\\[()\[\]]|[{}$]")
@@ -62,11 +70,39 @@ def stated_number(text: str) -> Fraction | None:
     if share := SHARE_OF.match(bare):
         return _result(bare[share.end() :])
     sentence = UNIT.sub("", _with_equals_sign(TIMES.sub("*", sentence)))
+    right = _right_side(sentence)
+    return next(iter(find_numbers(text if right is None else _last_step(sentence, right))), None)
+
+
+def _right_side(sentence: str) -> str | None:
+    """What stands behind the last "=" of the equation that ``sentence`` begins with.
+
+    None where there is none, or where no result stands there.
+    """
     equation = EQUATION.match(sentence)
     right = sentence[equation.end() :] if equation else ""
     result = NUMBER.search(right)
-    computed = result is not None and not OPERATION.match(right, result.end())
-    return next(iter(find_numbers(right if computed else text)), None)
+    return None if result is None or OPERATION.match(right, result.end()) else right
+
+
+def _last_step(sentence: str, right: str) -> str:
+    """The right side of the last equation of a chain, each of which works with the result before.
+
+    A result that the chain has named already ends it: "12 - 5 = 7 and 7 + 5 = 12" is a check.
+    """
+    for _ in range(STEPS):
+        result = NUMBER.search(right)
+        step = NEXT_STEP.match(right, result.end())
+        following = _right_side(right[step.end() :]) if step else None
+        if following is None:
+            break
+        left = right[step.end() : len(right) - len(following)]
+        value, total = find_numbers(result.group()), find_numbers(NUMBER.search(following).group())
+        known = find_numbers(sentence[: len(sentence) - len(following)])
+        if not total or total[0] in known or not set(value) & set(find_numbers(left)):
+            break
+        right = following
+    return right
 
 
 def _result(text: str) -> Fraction | None:
@@ -84,9 +120,10 @@ def _is_unfinished(bare: str) -> bool:
 
 
 def _with_equals_sign(sentence: str) -> str:
-    """``sentence`` with " = " for a "which is" between a sum and its result."""
-    found = WHICH_IS.search(sentence)
-    if found is None:
+    """``sentence`` with " = " for a "which is" or its like between a sum and its result."""
+    first = NUMBER.search(sentence)
+    found = first and WHICH_IS.search(sentence, first.end())
+    if not found:
         return sentence
     left, right = sentence[: found.start()].rstrip(" ,("), sentence[found.end() :]
     result = NUMBER.search(right)

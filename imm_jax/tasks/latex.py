@@ -11,6 +11,7 @@ DISPLAYED = re.compile(
 BOXED = re.compile(r"\\boxed(?:\s*\{|\s+(?=[^\s.,]))")
 FBOX = re.compile(r"\\fbox\s*\{")
 FORMULA_END = re.compile(r"\$|\\[)\]]|\n")
+ROOT = re.compile(r"√[ ]?(?:[({]([^(){}]{1,99})[)}]|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -30,7 +31,17 @@ def displayed(text: str) -> str | None:
 
 def untexted(text: str) -> str:
     r"""``\text{(B)}`` and its like as ``(B)``."""
-    return TEXT.sub(r"\1", text)
+    return text if "\\" not in text else TEXT.sub(r"\1", text)
+
+
+def in_latex(text: str) -> str:
+    r"""``2√3`` as ``2\sqrt{3}``."""
+    return ROOT.sub(lambda found: rf"\sqrt{{{found[found.lastindex]}}}", text)
+
+
+def first_boxed(text: str) -> str | None:
+    """The content of the first box, as ``last_boxed`` reads the last."""
+    return _boxed(text, 0)
 
 
 def last_boxed(text: str) -> str | None:
@@ -39,10 +50,16 @@ def last_boxed(text: str) -> str | None:
     Without braces it reaches to the end of the formula, as in ``$\boxed 2$``. So reads the parser
     of MATH (Hendrycks et al., arXiv 2103.03874), whose solutions have a few of these.
     """
+    return _boxed(text, -1)
+
+
+def _boxed(text: str, place: int) -> str | None:
+    if "box" not in text:
+        return None
     found = list(BOXED.finditer(text)) or list(FBOX.finditer(text))
     if not found:
         return None
-    start = found[-1].end()
+    start = found[place].end()
     if text[start - 1] != "{":
         return FORMULA_END.split(text[start:], maxsplit=1)[0].strip(" .") or None
     depth = 1

@@ -26,7 +26,22 @@ NUMBER = re.compile(
     re.VERBOSE,
 )
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Only glued to the number, and no part of a formula: 5 m are metres. 300K may be kelvins.
+SUFFIX = re.compile(r"[0-9][kKM](?![A-Za-z0-9])")
+SUFFIXES = {
+    re.compile(r"(?<![^\s$€£(*:=])([0-9][0-9.,]{0,19})k(?![A-Za-z0-9])"): "thousand",
+    re.compile(r"([$€£] ?[0-9.,]{0,19}[0-9])K(?![A-Za-z0-9])"): "thousand",
+    re.compile(
+        r"(?<![^\s$€£(*:=])([0-9][0-9.,]{0,19})M(?![A-Za-z0-9]| ?[-+*/^] ?[A-Za-z])"
+    ): "million",
+}
 VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # ½ and the like
+SPACED_FRACTION = re.compile(f" ?({VULGAR_FRACTION.pattern})")
+# "3 and a half hours"; "3 and a half dozen" may answer how many dozens.
+AND_A_PART = re.compile(
+    r"(?<=[0-9]) and (?:a|one)[ -](half|third|quarter)\b(?!-| of\b| dozen)", re.IGNORECASE
+)
+PARTS = {"half": " 1/2", "third": " 1/3", "quarter": " 1/4"}
 
 FLOAT = re.compile(r"-?[0-9]{1,6}\.[0-9]{10,20}")  # a float's 15 to 17 significant digits
 LARGEST_DENOMINATOR = 1000
@@ -65,12 +80,22 @@ def plain(text: str) -> str:
     for old, new in PLAIN.items():
         text = text.replace(old, new)
     text = EUROPEAN.sub(lambda number: number.group().translate(IN_ENGLISH), text)
-    text = VULGAR_FRACTION.sub(lambda one: " " + _in_ascii(one.group()), text)
+    if VULGAR_FRACTION.search(text):
+        text = SPACED_FRACTION.sub(lambda one: " " + _in_ascii(one[1]), text)
+    if " and " in text:
+        text = AND_A_PART.sub(lambda found: PARTS[found[1].lower()], text)
     return LATEX_FRACTION.sub(r" \1\2/\3\4", text)  # the space: 1\frac{4}{5} is 1 4/5, not 14/5
 
 
 def _in_ascii(fraction: str) -> str:
     return unicodedata.normalize("NFKC", fraction).replace("\u2044", "/")
+
+
+def in_full(text: str) -> str:
+    """``$70K`` as ``$70 thousand``, and ``2M`` as ``2 million``."""
+    for suffix, scale in SUFFIXES.items() if SUFFIX.search(text) else ():
+        text = suffix.sub(rf"\1 {scale}", text)
+    return text
 
 
 def parse_number(text: str) -> Fraction | None:

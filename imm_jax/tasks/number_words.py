@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from imm_jax.tasks.normalize import canonical_number, number_text
+
 # fmt: off
 SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
          "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
@@ -34,6 +36,31 @@ NO_ANSWERS = re.compile(
     r"(?:.*ss|answers?|solutions?|ideas?|clues?|conclusions?|numbers?|values?|results?|options?|"
     r"choices?|responses?|problems?|questions?|reasons?|thanks|doubts|ways|yes|this|is|was|as|has|does|us)"
 )
+
+FIGURES = re.compile(r"([-−$]*[0-9][0-9.,/]*)((?: [A-Za-z]{3,}){1,3})")  # "cm" may be c times m
+# How an amount begins: a look at it costs less than to read it.
+AMOUNT = re.compile(
+    rf"[*_]*(?:[-−$]*[0-9][0-9.,/]* [A-Za-z]{{3}}"
+    rf"|(?:minus|negative|half|an? [a-z]+|{'|'.join(ONES)})\b)",
+    re.IGNORECASE,
+)
+LONGEST_AMOUNT = 60  # characters
+MATHEMATICS = re.compile(r" (?:sqrt|roots?|log|exp|sin|cos|tan|mod|squared|cubed|factorial)\b")
+
+
+def amount(text: str) -> str | None:
+    """The number in figures of ``six dollars`` and ``6 dollars``; None for all else.
+
+    ``no roots`` may answer whether there are any, and ``6 sqrt`` is no unit.
+    """
+    if len(text) > LONGEST_AMOUNT or not AMOUNT.match(text):
+        return None
+    said = text.translate(EMPHASIS).strip(WRAPPERS.replace("$", ""))
+    if found := FIGURES.fullmatch(said):
+        is_unit = number_in_words("two" + found[2]) == 2 and not MATHEMATICS.search(found[2])
+        return canonical_number(found[1]) if is_unit else None
+    value = None if said.lower().startswith("no") else number_in_words(said)
+    return None if value is None else number_text(value)
 
 
 def number_in_words(text: str) -> Fraction | None:

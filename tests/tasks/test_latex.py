@@ -1,6 +1,6 @@
 import pytest
 
-from imm_jax.tasks.latex import displayed, formulas, last_boxed, untexted
+from imm_jax.tasks.latex import displayed, first_boxed, formulas, in_latex, last_boxed, untexted
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,17 @@ from imm_jax.tasks.latex import displayed, formulas, last_boxed, untexted
 )
 def test_the_last_box(text, expected):
     assert last_boxed(text) == expected
+
+
+def test_the_first_box():
+    assert first_boxed(r"$\boxed{6}$ and not $\boxed{7}$") == "6"
+    assert first_boxed(r"$\boxed 6$ and not $\boxed{7}$") == "6"
+    assert first_boxed("6") is None
+
+
+def test_roots_in_latex():
+    assert in_latex("2√3 + √(x+1)√x") == r"2\sqrt{3} + \sqrt{x+1}\sqrt{x}"
+    assert in_latex("√") == "√"
 
 
 def test_formulas_between_dollar_signs_and_brackets():

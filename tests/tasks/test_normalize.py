@@ -10,6 +10,7 @@ from imm_jax.tasks.normalize import (
     canonical_number,
     canonical_text,
     find_numbers,
+    in_full,
     number_text,
     parse_number,
 )
@@ -42,6 +43,12 @@ NUMBERS = [
     (r"2.5 \times 10^{-1}", "0.25"),
     ("½", "0.5"),
     ("2¾", "2.75"),
+    ("3 ½", "3.5"),
+    ("3 and a half", "3.5"),
+    ("3 and one quarter", "3.25"),
+    ("3 and half", None),
+    ("3 and a half dozen", None),
+    ("3 and a half of 4", None),
     ("007", "7"),
     ("1{,}234", "1234"),
     (r"\frac{3}{4}", "0.75"),
@@ -93,6 +100,29 @@ def test_canonical_number(text, expected):
 )
 def test_find_numbers(text, expected):
     assert [number_text(value) for value in find_numbers(text)] == expected
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("70k.", "70 thousand."),
+        ("$70K", "$70 thousand"),
+        ("$1,200.5K", "$1,200.5 thousand"),
+        ("2M a year", "2 million a year"),
+        ("70 k", "70 k"),
+        ("5 m", "5 m"),
+        ("5m", "5m"),
+        ("300K", "300K"),  # kelvins
+        ("5km", "5km"),
+        ("2MB", "2MB"),
+        ("D/(2-3M)", "D/(2-3M)"),
+        ("A4k", "A4k"),
+        ("2M + N", "2M + N"),
+        ("2M + 3M", "2 million + 3 million"),
+    ],
+)
+def test_thousands_and_millions_in_full(text, expected):
+    assert in_full(text) == expected
 
 
 @given(st.integers(), st.integers(min_value=1, max_value=10**6))

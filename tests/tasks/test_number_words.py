@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imm_jax.tasks.number_words import number_in_words
+from imm_jax.tasks.number_words import amount, number_in_words
 
 # fmt: off
 UNDER_TWENTY = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
@@ -99,6 +99,33 @@ def test_by_hand(text, value):
 )  # fmt: skip
 def test_what_is_left_unread(text):
     assert number_in_words(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("six", "6"),
+        ("**six** dollars", "6"),
+        ("6 dollars", "6"),
+        ("$6 dollars", "6"),
+        ("-6.5 square units", "-6.5"),
+        ("1/2 hour", "0.5"),
+        # More than an amount, or no amount.
+        ("6", None),
+        ("6 cm", None),
+        ("6 pi", None),
+        ("6 sqrt", None),
+        ("6 squared", None),
+        ("6 or seven", None),
+        ("6 million", None),
+        ("6 dozen", None),
+        ("no real roots", None),
+        ("6 x^2", None),
+        ("six" * 100, None),
+    ],
+)
+def test_an_amount_in_words_or_figures(text, value):
+    assert amount(text) == value
 
 
 @pytest.mark.parametrize("piece", ["one ", "one hundred and ", "a", "-", " ", "no s", "* a "])
