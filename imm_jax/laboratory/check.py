@@ -15,6 +15,7 @@ from imm_jax.laboratory.vocabulary import (
     ENDS,
     MARKER,
     NEWLINE,
+    SIGNS,
     SPACE,
     WORD,
 )
@@ -34,7 +35,7 @@ def correct(
 
     The marker counts where a word ends after it; where none does, ``Answer:`` at the beginning of a
     line. What is compared is the first line that follows with anything on it, without the blanks
-    around it: the rule ``first`` of the answer type ``exact``.
+    around it, or a bullet: the rule ``first`` of the answer type ``exact``.
     """
     size, at = tokens_R.size, jnp.arange(tokens_R.size)
     length = said(tokens_R, count)
@@ -46,13 +47,28 @@ def correct(
     line = jax.lax.cummax(jnp.where(tokens_R == NEWLINE, at, -1))
     headed = (tokens_R == ANSWER) & inside & (solid_before <= line)
     marker = _first(jnp.where(jnp.any(marked), marked, headed), size)
-    start = _first(solid & (at > marker), size)
+    start = _behind_bullet(tokens_R, solid, marker, _first(solid & (at > marker), size))
     stop = jnp.minimum(_first((tokens_R == NEWLINE) & (at > start), size), length)
     last = jnp.max(jnp.where(solid & (at < stop), at, -1))
     places = start + jnp.arange(answer_A.size)
     found = jnp.where(places <= last, tokens_R[jnp.minimum(places, size - 1)], -1)
     short = last - start < answer_A.size
     return (marker < size) & (start < size) & short & jnp.all(found == answer_A)
+
+
+def _behind_bullet(
+    tokens_R: Int[Array, "R"],
+    solid: Bool[Array, "R"],
+    marker: Int[Array, ""],
+    start: Int[Array, ""],
+) -> Int[Array, ""]:
+    """Where an answer begins, behind a sign at ``start`` that is a bullet on a line below."""
+    size, at = tokens_R.size, jnp.arange(tokens_R.size)
+    sign = jnp.isin(tokens_R[jnp.minimum(start, size - 1)], jnp.array(SIGNS)) & (start < size)
+    below = jnp.any((tokens_R == NEWLINE) & (at > marker) & (at < start))
+    after = _first((tokens_R != SPACE) & (at > start), size)
+    item = (after > start + 1) & (after < size) & solid[jnp.minimum(after, size - 1)]
+    return jnp.where(sign & below & item, after, start)
 
 
 def response(

@@ -20,6 +20,7 @@ TOKENS = (
 IDS = {token: number for number, token in enumerate(TOKENS)}
 END, QUESTION, ANSWER, MARKER, NEWLINE, SPACE = range(6)
 ZERO = IDS["0"]
+SIGNS = (IDS["+"], IDS["-"])
 ENDS = (END, QUESTION)  # an answer stops before a new question, as the style's stop strings say
 BLANK = np.array([token in (NEWLINE, SPACE) for token in range(len(TOKENS))])
 # Tokens that begin with a letter or a digit: "is" is a word of its own only before others.

@@ -18,9 +18,11 @@ TOKENIZER = make_tokenizer()
 CORRECT, RESPONSE = jax.jit(correct), jax.jit(response)
 # Mostly what an answer is made of, so that right ones come up.
 PIECES = st.one_of(
-    st.sampled_from([";The answer is", " ", "\n", "4", "6", "46", " 46", "<|end|>", "Answer:"]),
+    st.sampled_from(
+        [";The answer is", " ", "\n", "4", "6", "46", " 46", "<|end|>", "Answer:", "- "]
+    ),
     st.sampled_from(TOKENS),
-    st.sampled_from([";The answer is 46", "\nAnswer:46", "Answer:\n 46"]),
+    st.sampled_from([";The answer is 46", "\nAnswer:46", "Answer:\n 46", ";The answer is\n"]),
 )
 
 
@@ -49,6 +51,11 @@ def as_text(tokens: list[int]) -> str:
 @example(["Answer:", "46", "\n", ";The answer is", "5"])
 @example(["Answer:", "46", ";The answer is", "4"])
 @example(["Question:", "Answer:", "46"])
+@example([";The answer is\n", " ", "-", " ", " ", "46"])
+@example([";The answer is", " ", "-", " ", "46"])
+@example([";The answer is\n", "+", "46"])
+@example([";The answer is\n", "-", " ", "\n", "46"])
+@example([";The answer is\n", "-", " ", "<|end|>", "46"])
 @example([" ", " ", "46", "\n"])
 @example([" "])
 def test_the_grade_and_the_training_text_are_those_of_the_host(pieces):
