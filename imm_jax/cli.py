@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
     from imm_jax.hosts import count, is_primary
     from imm_jax.rounds.output import CONFIG, locate
     from imm_jax.rounds.run import run
-    from imm_jax.sharding import parse_mesh, start_hosts
+    from imm_jax.sharding import start_hosts
 
     start_hosts(args.coordinator, args.processes, args.process)
     if count() > 1:
@@ -82,7 +82,6 @@ def _run(args: argparse.Namespace) -> None:
     name = output.resolve().name if path.name == CONFIG else path.stem
     config = load_config(path, args.overrides, smoke=args.smoke)
     if args.mesh is not None:
-        parse_mesh(args.mesh)
         config = dataclasses.replace(config, mesh=args.mesh)
     profile = output / "profile" if args.profile == "" else args.profile
     with Stop() as should_stop:

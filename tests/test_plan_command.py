@@ -202,6 +202,7 @@ def test_a_seven_billion_model_is_trained_whole_on_one_80_gb_gpu(table, tmp_path
         ((), "plan: no model, expected --model SOURCE or a run's YAML file"),
         (("--model", "nowhere"), "nowhere: no such folder or file"),
         (("--model", "model", "--mesh", "fsdp"), "mesh: 'fsdp', expected AXIS=SIZE"),
+        (("--model", "model", "--mesh", ""), "mesh: '', expected AXIS=SIZE"),
         (("--model", "model", "--mesh", "tensor=1000000000000"), "at least 1 and at most 1048576"),
         (("--model", "model", "--memory", "80"), "'80', expected a size such as 80GB or 16GiB"),
         (("--model", "model", "--memory", "0GB"), "expected a size such as 80GB"),

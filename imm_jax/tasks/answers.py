@@ -67,7 +67,8 @@ def extract(
 
     Canonical: two responses that give the same answer return the same string (``"1,200.0"`` and
     ``"$1200"`` are ``"1200"``; an option named by its text is its letter). Numbers are exact,
-    never floats. Mathematics comes as written, without its dollar signs or box.
+    never floats. Mathematics comes as written, without its dollar signs or box,
+    but an amount (``"6 dollars"``) is its number.
 
     Args:
       answer_type: one of ``types.ANSWER_TYPES``.

@@ -1,9 +1,9 @@
-"""The number that a text says in words, where it says nothing else: ``twelve apples``, ``half``."""
+"""The number that a text says and nothing else: ``twelve apples``, ``half``, ``6 dollars``."""
 
 import re
 from fractions import Fraction
 
-from imm_jax.tasks.normalize import canonical_number, number_text
+from imm_jax.tasks.normalize import SCALES, canonical_number, number_text
 
 # fmt: off
 SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -13,7 +13,6 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 # fmt: on
 ONES = {word: value for value, word in enumerate(SMALL)}
 ONES |= {word: 10 * value for value, word in enumerate(TENS, 2)}
-SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8}
 PARTS |= {"tenth": 10, "halves": 2} | {f"{part}s": count for part, count in PARTS.items()}
 WHOLE = {"a dozen": 12, "half a dozen": 6, "half dozen": 6, "half": Fraction(1, 2)}
